@@ -1,0 +1,20 @@
+"""Mask2Former for Detectron2.
+
+Importing this package registers the model with Detectron2; ``add_maskformer2_config(cfg)`` adds
+its configuration keys.
+"""
+
+from . import modeling
+from .config import add_maskformer2_config, get_maskformer2_cfg, load_config
+from .errors import ConfigError, DatasetError, UserError
+
+__version__ = "0.1.0"
+__all__ = [
+    "ConfigError",
+    "DatasetError",
+    "UserError",
+    "add_maskformer2_config",
+    "get_maskformer2_cfg",
+    "load_config",
+    "modeling",
+]

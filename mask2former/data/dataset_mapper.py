@@ -1,0 +1,273 @@
+"""From a record of a data set to what the model takes.
+
+One class reads and augments pictures; one subclass a task says where the ground truth comes from.
+The names of ``INPUT.DATASET_MAPPER_NAME`` are in :data:`MAPPERS`.
+"""
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+from fvcore.transforms.transform import PadTransform, TransformList
+from torch import Tensor
+
+from ..errors import DatasetError
+from .augmentation import build_large_scale_jitter, build_resize_augmentation
+from .panoptic_png import rgb2id
+from .picture import read_label_map, read_picture
+
+logger = logging.getLogger(__name__)
+
+PICTURE_PADDING = 128  # grey, as FixedSizeCrop pads
+
+Masks = tuple[list[int], list[np.ndarray]]
+"""Classes (contiguous ids) and as many (h, w) masks."""
+
+
+class PictureMapper:
+    """Reads and resizes the picture of a record, for inference."""
+
+    @configurable
+    def __init__(self, *, augmentations: Sequence[T.Augmentation], image_format: str) -> None:
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        size = (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        return {
+            "augmentations": [T.ResizeShortestEdge(size[0], size[1])],
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Add ``image`` (3, h, w) uint8, and ``height``, ``width`` of the picture as stored.
+
+        Raises:
+            DatasetError: the picture cannot be read or has another size than the record says.
+        """
+        record = copy.copy(record)
+        aug_input = T.AugInput(self.read(record))
+        self.augmentations(aug_input)
+        record["image"] = to_tensor(aug_input.image)
+        return record
+
+    def read(self, record: dict[str, Any]) -> np.ndarray:
+        """Read the picture and compare its size with the record's, or add it there."""
+        image = read_picture(record["file_name"], self.image_format)
+        height, width = image.shape[:2]
+        expected = (record.setdefault("height", height), record.setdefault("width", width))
+        if expected != (height, width):
+            raise DatasetError(
+                f"{record['file_name']} (image id {record.get('image_id')}) is {width} x {height} "
+                f"pixels, but its annotations say {expected[1]} x {expected[0]}; correct width and "
+                "height there, or replace the picture"
+            )
+        return image
+
+
+class TrainingMapper(PictureMapper):
+    """Reads, augments and pads a picture together with its masks. Base of the tasks' mappers."""
+
+    # The semantic label map takes part in the augmentation, to choose the crop by its classes.
+    reads_semantic = False
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        augmentations: Sequence[T.Augmentation],
+        image_format: str,
+        ignore_label: int,
+        size_divisibility: int,
+    ) -> None:
+        """
+        Args:
+            ignore_label: of semantic label maps; what padding gets there.
+            size_divisibility: pad pictures at the right and bottom to this size in pixels; as
+                published it is a size, not a divisor. Not positive: do not pad.
+        """
+        super().__init__(augmentations=augmentations, image_format=image_format)
+        self.ignore_label = ignore_label
+        self.size_divisibility = size_divisibility
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {
+            "augmentations": build_resize_augmentation(cfg),
+            "image_format": cfg.INPUT.FORMAT,
+            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
+        }
+
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
+        """Add ``image`` (3, h, w) uint8 and ``instances``: ``gt_classes`` (n,) int64
+        and ``gt_masks`` (n, h, w) bool.
+
+        Returns None, and logs why, for a record that cannot be used: Detectron2's loader then
+        draws another, so that one bad file does not end a long run.
+        """
+        try:
+            return self.map(copy.deepcopy(record))
+        except DatasetError as error:
+            logger.error("left out of training: %s", error)
+            return None
+
+    def map(self, record: dict[str, Any]) -> dict[str, Any]:
+        image = self.read(record)
+        semantic = None
+        if self.reads_semantic and "sem_seg_file_name" in record:
+            semantic = read_label_map(record["sem_seg_file_name"]).astype("double")
+        aug_input = T.AugInput(image, sem_seg=semantic)
+        transforms = self.augmentations(aug_input)
+        padding = self.padding(aug_input.image.shape[:2])
+        aug_input.transform(padding)
+        classes, masks = self.masks(record, aug_input, TransformList([transforms, padding]))
+        record["image"] = to_tensor(aug_input.image)
+        record["instances"] = self.instances(aug_input.image.shape[:2], classes, masks)
+        for key in ("annotations", "segments_info"):
+            record.pop(key, None)
+        return record
+
+    def padding(self, size: tuple[int, int]) -> PadTransform:
+        """Pads a picture of (height, width) up to ``size_divisibility``."""
+        height, width = size
+        bottom = max(0, self.size_divisibility - height)
+        right = max(0, self.size_divisibility - width)
+        pads = (PICTURE_PADDING, self.ignore_label)
+        return PadTransform(0, 0, right, bottom, width, height, *pads)
+
+    def masks(
+        self, record: dict[str, Any], aug_input: T.AugInput, transforms: TransformList
+    ) -> Masks:
+        """Classes and masks of the augmented, padded picture."""
+        raise NotImplementedError
+
+    def instances(
+        self, size: tuple[int, int], classes: list[int], masks: list[np.ndarray]
+    ) -> Instances:
+        stacked = np.stack(masks) if masks else np.zeros((0, *size))
+        instances = Instances(size)
+        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+        instances.gt_masks = torch.from_numpy(stacked.astype(bool))
+        return instances
+
+
+class SemanticMapper(TrainingMapper):
+    """``mask_former_semantic``: one mask for each class of the semantic label map."""
+
+    reads_semantic = True
+
+    def masks(
+        self, record: dict[str, Any], aug_input: T.AugInput, transforms: TransformList
+    ) -> Masks:
+        if aug_input.sem_seg is None:
+            raise DatasetError(
+                f"{record['file_name']} has no semantic label map (sem_seg_file_name); use a "
+                "data set with one, or another INPUT.DATASET_MAPPER_NAME"
+            )
+        classes = [int(c) for c in np.unique(aug_input.sem_seg) if c != self.ignore_label]
+        return classes, [aug_input.sem_seg == c for c in classes]
+
+
+class PanopticMapper(TrainingMapper):
+    """``mask_former_panoptic``: one mask for each segment of the panoptic PNG."""
+
+    reads_semantic = True
+
+    def masks(
+        self, record: dict[str, Any], aug_input: T.AugInput, transforms: TransformList
+    ) -> Masks:
+        if "pan_seg_file_name" not in record:
+            raise DatasetError(
+                f"{record['file_name']} has no panoptic PNG (pan_seg_file_name); use a panoptic "
+                "data set, or another INPUT.DATASET_MAPPER_NAME"
+            )
+        segmentation = read_label_map(record["pan_seg_file_name"])
+        segmentation = rgb2id(transforms.apply_segmentation(segmentation))
+        segments = [s for s in record["segments_info"] if not s.get("iscrowd", 0)]
+        return (
+            [segment["category_id"] for segment in segments],
+            [segmentation == segment["id"] for segment in segments],
+        )
+
+
+class InstanceMapper(TrainingMapper):
+    """``mask_former_instance``: one mask for each annotation: polygons, RLE or bitmap, mixed."""
+
+    # As published, an object that the crop left out stays, with an empty mask.
+    drop_empty = False
+
+    def masks(
+        self, record: dict[str, Any], aug_input: T.AugInput, transforms: TransformList
+    ) -> Masks:
+        size = aug_input.image.shape[:2]
+        classes, masks = [], []
+        for annotation in record.get("annotations", []):
+            if annotation.get("iscrowd", 0) or "segmentation" not in annotation:
+                continue
+            annotation = detection_utils.transform_instance_annotations(
+                annotation, transforms, size
+            )
+            mask = annotation["segmentation"]
+            if isinstance(mask, list):  # polygons; RLE and bitmaps are bitmaps by now
+                mask = rasterise(mask, size)
+            if self.drop_empty and not mask.any():
+                continue
+            classes.append(annotation["category_id"])
+            masks.append(mask)
+        return classes, masks
+
+
+class LargeScaleJitter:
+    """What the ``coco_*_lsj`` mappers change: large-scale jitter, which pads by itself."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return super().from_config(cfg) | {
+            "augmentations": build_large_scale_jitter(cfg),
+            "size_divisibility": 0,
+        }
+
+
+class InstanceLSJMapper(LargeScaleJitter, InstanceMapper):
+    """``coco_instance_lsj``."""
+
+    drop_empty = True
+
+
+class PanopticLSJMapper(LargeScaleJitter, PanopticMapper):
+    """``coco_panoptic_lsj``."""
+
+    reads_semantic = False
+
+
+MAPPERS: dict[str, type[TrainingMapper]] = {
+    "mask_former_semantic": SemanticMapper,
+    "mask_former_panoptic": PanopticMapper,
+    "mask_former_instance": InstanceMapper,
+    "coco_instance_lsj": InstanceLSJMapper,
+    "coco_panoptic_lsj": PanopticLSJMapper,
+}
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """(h, w, 3) -> (3, h, w) of the same type."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def rasterise(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Polygons in pixels, [x0, y0, x1, y1, ...] each -> their union, (h, w) bool."""
+    if not len(polygons):
+        return np.zeros(size, dtype=bool)
+    rles = pycocotools.mask.frPyObjects([np.asarray(p).tolist() for p in polygons], *size)
+    return pycocotools.mask.decode(pycocotools.mask.merge(rles)).astype(bool)
+

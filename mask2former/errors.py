@@ -1,0 +1,27 @@
+"""Errors that are the user's to mend: tools print their message without a traceback and exit with 2."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong; the message names the file, the key and the remedy."""
+
+
+class ConfigError(UserError):
+    """A configuration file or a ``KEY VALUE`` override cannot be used."""
+
+
+class DatasetError(UserError):
+    """A data set, one of its files or one of its records cannot be used."""
+
+
+@contextlib.contextmanager
+def report_user_errors() -> Iterator[None]:
+    """Turn a :class:`UserError` inside the block into one line on stderr and exit status 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,14 @@
+"""The model. Importing this package registers its parts with Detectron2."""
+
+from .mask_former_head import MaskFormerHead
+from .meta_arch import MaskFormer
+from .pixel_decoder import MSDeformAttnPixelDecoder
+from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY, MultiScaleMaskedTransformerDecoder
+
+__all__ = [
+    "TRANSFORMER_DECODER_REGISTRY",
+    "MSDeformAttnPixelDecoder",
+    "MaskFormer",
+    "MaskFormerHead",
+    "MultiScaleMaskedTransformerDecoder",
+]

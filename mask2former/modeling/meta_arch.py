@@ -1,0 +1,248 @@
+"""MaskFormer: backbone -> head -> losses in training, segmentations in inference.
+
+Shapes: B pictures; (H, W) the padded batch; (h, w) a picture before padding; Q queries; K classes.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .criterion import SetCriterion
+from .matcher import HungarianMatcher
+from .postprocessing import instance_inference, panoptic_inference, semantic_inference
+
+
+@META_ARCH_REGISTRY.register()
+class MaskFormer(nn.Module):
+    """Mask classification for semantic, instance and panoptic segmentation (Mask2Former)."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        criterion: SetCriterion,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        size_divisibility: int,
+        thing_ids: Collection[int],
+        semantic_on: bool,
+        instance_on: bool,
+        panoptic_on: bool,
+        sem_seg_postprocess_before_inference: bool,
+        object_mask_threshold: float,
+        overlap_threshold: float,
+        test_topk_per_image: int,
+    ) -> None:
+        """
+        Args:
+            pixel_mean, pixel_std: per channel, in the units of the input pictures.
+            size_divisibility: pictures are padded to a multiple of this; negative: what the
+                backbone asks for.
+            thing_ids: contiguous ids of the countable classes.
+            semantic_on, instance_on, panoptic_on: which segmentations inference makes.
+            sem_seg_postprocess_before_inference: resize the mask logits to the output, then form
+                semantic scores; otherwise form the scores first and resize those.
+            object_mask_threshold, overlap_threshold: see :func:`panoptic_inference`.
+            test_topk_per_image: most instances of a picture.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        if size_divisibility < 0:
+            size_divisibility = backbone.size_divisibility
+        self.size_divisibility = size_divisibility
+        self.thing_ids = frozenset(thing_ids)
+        self.semantic_on = semantic_on
+        self.instance_on = instance_on
+        self.panoptic_on = panoptic_on
+        self.sem_seg_postprocess_before_inference = sem_seg_postprocess_before_inference
+        self.object_mask_threshold = object_mask_threshold
+        self.overlap_threshold = overlap_threshold
+        self.test_topk_per_image = test_topk_per_image
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        backbone = build_backbone(cfg)
+        test = cfg.MODEL.MASK_FORMER.TEST
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "criterion": build_criterion(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
+            "thing_ids": thing_ids_of(cfg),
+            "semantic_on": test.SEMANTIC_ON,
+            "instance_on": test.INSTANCE_ON,
+            "panoptic_on": test.PANOPTIC_ON,
+            "sem_seg_postprocess_before_inference": (
+                test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
+                or test.PANOPTIC_ON
+                or test.INSTANCE_ON
+            ),
+            "object_mask_threshold": test.OBJECT_MASK_THRESHOLD,
+            "overlap_threshold": test.OVERLAP_THRESHOLD,
+            "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(
+        self, batched_inputs: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """
+        Args:
+            batched_inputs: per picture
+                ``image``: (C, h, w), channels and units as ``pixel_mean``;
+                ``instances`` (training): ``gt_classes`` (N,) int64 contiguous ids and
+                ``gt_masks`` (N, h, w) bool tensor or Detectron2 ``BitMasks``;
+                ``height``, ``width`` (inference, optional): size of the output, by default h, w.
+
+        Returns:
+            In training the weighted losses by name, see :class:`SetCriterion`. In inference per
+            picture, as far as switched on:
+            ``sem_seg``: (K, height, width) class scores;
+            ``panoptic_seg``: (height, width) int32 segment ids and a list of segments;
+            ``instances``: :class:`detectron2.structures.Instances`.
+            See :mod:`.postprocessing` for their fields.
+        """
+        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std
+                  for x in batched_inputs]
+        images = ImageList.from_tensors(images, self.size_divisibility)
+        outputs = self.sem_seg_head(self.backbone(images.tensor))
+
+        if self.training:
+            return self.criterion(outputs, self.prepare_targets(batched_inputs, images))
+
+        padded_size = images.tensor.shape[-2:]
+        return [
+            self.inference(
+                class_logits,
+                mask_logits,
+                padded_size=padded_size,
+                image_size=image_size,
+                output_size=(x.get("height", image_size[0]), x.get("width", image_size[1])),
+            )
+            for class_logits, mask_logits, x, image_size in zip(
+                outputs["pred_logits"],
+                outputs["pred_masks"],
+                batched_inputs,
+                images.image_sizes,
+                strict=True,
+            )
+        ]
+
+    def prepare_targets(
+        self, batched_inputs: Sequence[Mapping[str, Any]], images: ImageList
+    ) -> list[dict[str, Tensor]]:
+        """Ground truth as the criterion takes it: ``labels`` (N,) and ``masks`` (N, H, W) bool."""
+        height, width = images.tensor.shape[-2:]
+        targets = []
+        for x in batched_inputs:
+            instances = x["instances"].to(self.device)
+            masks = getattr(instances.gt_masks, "tensor", instances.gt_masks).bool()
+            padding = (0, width - masks.shape[2], 0, height - masks.shape[1])
+            targets.append({"labels": instances.gt_classes, "masks": F.pad(masks, padding)})
+        return targets
+
+    def inference(
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        *,
+        padded_size: tuple[int, int],
+        image_size: tuple[int, int],
+        output_size: tuple[int, int],
+    ) -> dict[str, Any]:
+        """The segmentations of one picture: class logits (Q, K + 1), mask logits (Q, h', w')."""
+        height, width = image_size
+        to_padded = partial(resize, size=padded_size)
+
+        def unpad(maps: Tensor) -> Tensor:
+            return resize(maps[:, :height, :width], size=output_size)
+
+        def to_output(logits: Tensor) -> Tensor:
+            return unpad(to_padded(logits))
+
+        result: dict[str, Any] = {}
+        if self.semantic_on:
+            if self.sem_seg_postprocess_before_inference:
+                result["sem_seg"] = semantic_inference(class_logits, to_output(mask_logits))
+            else:
+                result["sem_seg"] = unpad(semantic_inference(class_logits, to_padded(mask_logits)))
+        if self.panoptic_on:
+            result["panoptic_seg"] = panoptic_inference(
+                class_logits,
+                mask_logits,
+                to_output,
+                thing_ids=self.thing_ids,
+                object_mask_threshold=self.object_mask_threshold,
+                overlap_threshold=self.overlap_threshold,
+            )
+        if self.instance_on:
+            result["instances"] = instance_inference(
+                class_logits,
+                mask_logits,
+                to_output,
+                topk=self.test_topk_per_image,
+                # As published: stuff is no instance where the model also segments stuff.
+                thing_ids=self.thing_ids if self.panoptic_on else None,
+            )
+        return result
+
+
+def resize(maps: Tensor, *, size: tuple[int, int]) -> Tensor:
+    """Bilinear resizing of n maps, (n, h, w) -> (n, H, W); n may be 0."""
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def build_criterion(cfg: CfgNode) -> SetCriterion:
+    """The losses and, with the same weights, the matching costs."""
+    mask_former = cfg.MODEL.MASK_FORMER
+    matcher = HungarianMatcher(
+        cost_class=mask_former.CLASS_WEIGHT,
+        cost_mask=mask_former.MASK_WEIGHT,
+        cost_dice=mask_former.DICE_WEIGHT,
+        num_points=mask_former.TRAIN_NUM_POINTS,
+    )
+    return SetCriterion(
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        matcher=matcher,
+        weight_dict={
+            "loss_ce": mask_former.CLASS_WEIGHT,
+            "loss_mask": mask_former.MASK_WEIGHT,
+            "loss_dice": mask_former.DICE_WEIGHT,
+        },
+        eos_coef=mask_former.NO_OBJECT_WEIGHT,
+        deep_supervision=mask_former.DEEP_SUPERVISION,
+        num_points=mask_former.TRAIN_NUM_POINTS,
+        oversample_ratio=mask_former.OVERSAMPLE_RATIO,
+        importance_sample_ratio=mask_former.IMPORTANCE_SAMPLE_RATIO,
+    )
+
+
+def thing_ids_of(cfg: CfgNode) -> list[int]:
+    """Contiguous thing ids of the data set that inference is about, or of the training set.
+
+    A set that does not tell counts all its classes as things.
+    """
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        ids = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id")
+        if ids is not None:
+            return sorted(ids.values())
+    return list(range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES))

@@ -1,0 +1,134 @@
+"""Detectron2's DefaultTrainer with Mask2Former's loaders, optimizer, schedule and evaluators."""
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, default_setup
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.projects.deeplab import build_lr_scheduler
+from torch import nn
+from torch.utils.data import DataLoader
+
+from . import modeling  # noqa: F401  (registers the model)
+from .checkpoint import load_weights
+from .config import load_config
+from .data import build_test_loader, build_train_loader
+from .errors import ConfigError
+from .evaluation import build_evaluator
+from .solver import build_optimizer
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Trains and evaluates what a configuration describes."""
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return build_evaluator(cfg, dataset_name, folder)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(
+        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        return build_lr_scheduler(cfg, optimizer)
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint of ``OUTPUT_DIR``, or start from ``MODEL.WEIGHTS``."""
+        if resume and self.checkpointer.has_checkpoint():
+            super().resume_or_load(resume=True)
+        elif self.cfg.MODEL.WEIGHTS:
+            load_weights(self.model, self.cfg.MODEL.WEIGHTS)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of a tool's arguments; the log, the seed and ``OUTPUT_DIR`` are set up.
+
+    Args:
+        args: ``config_file``, ``opts`` (``[KEY, VALUE, ...]``) and what Detectron2's
+            ``default_setup`` logs.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    adapt_to_machine(cfg)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def adapt_to_machine(cfg: CfgNode) -> None:
+    """Let a config made for GPUs run on a machine without one."""
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
+        # Detectron2's AMPTrainer is CUDA only.
+        logger.warning("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
+        cfg.SOLVER.AMP.ENABLED = False
+
+
+def check_num_gpus(requested: int | None) -> int:
+    """The number of GPUs to use: as requested, or all there are (0: the CPU).
+
+    Raises:
+        ConfigError: more are requested than torch sees.
+    """
+    available = torch.cuda.device_count()
+    if requested is None:
+        return available
+    if requested > available:
+        raise ConfigError(
+            f"--num-gpus {requested}, but torch {torch.__version__} sees {available} GPUs; leave "
+            "--num-gpus out to use what is there (the CPU, without a GPU), and run `python -m "
+            "mask2former.doctor` to see why a GPU is not seen"
+        )
+    return requested
+
+
+def evaluate_checkpoint(
+    config_file: str, weights: str, opts: Sequence[str], output_dir: str
+) -> dict[str, Any]:
+    """Evaluate weights on ``DATASETS.TEST``; Detectron2's results dict."""
+    opts = [*opts, "MODEL.WEIGHTS", weights, "OUTPUT_DIR", output_dir]
+    cfg = setup(argparse.Namespace(config_file=config_file, opts=opts, eval_only=True))
+    return evaluate(cfg)
+
+
+def evaluate(cfg: CfgNode) -> dict[str, Any]:
+    """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``; Detectron2's results dict.
+
+    Raises:
+        ConfigError: there are no weights or no data set to evaluate.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise ConfigError("there is nothing to evaluate: set MODEL.WEIGHTS to a checkpoint")
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("there is nothing to evaluate on: DATASETS.TEST is empty")
+    model = Trainer.build_model(cfg)
+    load_weights(model, cfg.MODEL.WEIGHTS)
+    return Trainer.test(cfg, model)
+
+
+def save_results(results: dict[str, Any], path: str | os.PathLike) -> None:
+    """Write a results dict as JSON, whole or not at all."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "w") as file:
+        json.dump(results, file, indent=2, default=float)
+    os.replace(temporary, path)
