@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import NoOpTransform, Transform
+from fvcore.transforms.transform import Transform
 
 
 def build_resize_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
@@ -91,7 +91,7 @@ class RandomColorSSD(T.Augmentation):
         )
 
 
-class ColorSSDTransform(NoOpTransform):
+class ColorSSDTransform(Transform):
     """A fixed colour change; ``None`` leaves that property alone. Geometry is untouched."""
 
     def __init__(
@@ -118,6 +118,12 @@ class ColorSSDTransform(NoOpTransform):
         if self.contrast is not None and not self.contrast_first:
             img = _affine(img, self.contrast, 0.0)
         return img
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return segmentation
 
     def _saturation_and_hue(self, img: np.ndarray) -> np.ndarray:
         rgb = self.image_format == "RGB"

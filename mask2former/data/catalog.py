@@ -134,7 +134,7 @@ def _register_coco_panoptic(name: str, entry: dict[str, str]) -> None:
     categories = sorted(categories, key=lambda c: (not c["isthing"], c["id"]))
     contiguous = {category["id"]: i for i, category in enumerate(categories)}
     things = [category for category in categories if category["isthing"]]
-    DatasetCatalog.register(name, lambda: load_coco_panoptic(entry, contiguous))
+    DatasetCatalog.register(name, lambda: load_coco_panoptic(entry, contiguous, len(things)))
     metadata = MetadataCatalog.get(name).set(
         image_root=entry["image_root"],
         panoptic_json=entry["panoptic_json"],
@@ -157,11 +157,14 @@ def _register_coco_panoptic(name: str, entry: dict[str, str]) -> None:
         metadata.set(sem_seg_root=entry["semantic_root"])
 
 
-def load_coco_panoptic(entry: dict[str, str], contiguous: dict[int, int]) -> list[dict[str, Any]]:
+def load_coco_panoptic(
+    entry: dict[str, str], contiguous: dict[int, int], num_things: int
+) -> list[dict[str, Any]]:
     """Records of a COCO panoptic json, in Detectron2's format.
 
     Args:
         contiguous: contiguous id of each category id.
+        num_things: contiguous ids below this are things.
 
     Raises:
         DatasetError: an annotation names an unknown picture or category.
@@ -185,7 +188,10 @@ def load_coco_panoptic(entry: dict[str, str], contiguous: dict[int, int]) -> lis
                     f"{segment['category_id']}, which is not among its categories; add the "
                     "category, or correct the segment"
                 )
-            segments.append(segment | {"category_id": contiguous[segment["category_id"]]})
+            class_id = contiguous[segment["category_id"]]
+            segments.append(
+                segment | {"category_id": class_id, "isthing": class_id < num_things}
+            )
         record = {
             "file_name": os.path.join(entry["image_root"], image["file_name"]),
             "image_id": image["id"],

@@ -13,7 +13,6 @@ import numpy as np
 import pycocotools.mask
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from fvcore.transforms.transform import PadTransform, TransformList
@@ -214,12 +213,7 @@ class InstanceMapper(TrainingMapper):
         for annotation in record.get("annotations", []):
             if annotation.get("iscrowd", 0) or "segmentation" not in annotation:
                 continue
-            annotation = detection_utils.transform_instance_annotations(
-                annotation, transforms, size
-            )
-            mask = annotation["segmentation"]
-            if isinstance(mask, list):  # polygons; RLE and bitmaps are bitmaps by now
-                mask = rasterise(mask, size)
+            mask = transform_mask(annotation["segmentation"], transforms, size, record)
             if self.drop_empty and not mask.any():
                 continue
             classes.append(annotation["category_id"])
@@ -264,10 +258,40 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def rasterise(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """Polygons in pixels, [x0, y0, x1, y1, ...] each -> their union, (h, w) bool."""
+def transform_mask(
+    segmentation: list | dict | np.ndarray,
+    transforms: TransformList,
+    size: tuple[int, int],
+    record: dict[str, Any],
+) -> np.ndarray:
+    """The mask of an annotation after ``transforms``, (h, w) of ``size``.
+
+    Args:
+        segmentation: polygons ``[[x0, y0, x1, y1, ...], ...]`` in pixels, COCO RLE, or a bitmap.
+        record: the picture's, whose size a bitmap must have.
+    """
+    if isinstance(segmentation, list):
+        # Corners outside of a crop stay where they are: drawing them cuts the polygon exactly,
+        # and unlike fvcore's cropping of polygons needs no geometry library.
+        polygons = [
+            transforms.apply_coords(np.asarray(polygon, dtype=np.float64).reshape(-1, 2))
+            for polygon in segmentation
+        ]
+        return draw_polygons(polygons, size)
+    if isinstance(segmentation, dict):
+        segmentation = pycocotools.mask.decode(segmentation)
+    expected = (record["height"], record["width"])
+    if segmentation.shape != expected:
+        raise DatasetError(
+            f"{record['file_name']} is {expected[1]} x {expected[0]} pixels, but a mask of its "
+            f"annotations is {segmentation.shape[1]} x {segmentation.shape[0]}; correct the mask"
+        )
+    return transforms.apply_segmentation(segmentation.astype(np.uint8)).astype(bool)
+
+
+def draw_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """The union of polygons, (n, 2) x and y in pixels each, as (h, w) bool."""
     if not len(polygons):
         return np.zeros(size, dtype=bool)
-    rles = pycocotools.mask.frPyObjects([np.asarray(p).tolist() for p in polygons], *size)
+    rles = pycocotools.mask.frPyObjects([polygon.ravel().tolist() for polygon in polygons], *size)
     return pycocotools.mask.decode(pycocotools.mask.merge(rles)).astype(bool)
-

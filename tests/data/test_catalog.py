@@ -1,0 +1,148 @@
+import json
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from mask2former.data import build_test_loader, build_train_loader, register_catalog
+from mask2former.data.catalog import register_dataset
+from mask2former.errors import ConfigError, DatasetError
+
+
+@pytest.fixture
+def write_catalog(tmp_path, request):
+    """Write a catalog of one COCO instances set and return its path; undo the registration."""
+    name = f"test_{request.node.name}"
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"")
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 10, "height": 8}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 30, "bbox": [0, 0, 4, 4], "area": 16,
+             "iscrowd": 0, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}
+        ],
+        "categories": [{"id": 30, "name": "nut"}, {"id": 10, "name": "date"}],
+    }
+
+    def write(entry=None, **changes):
+        (tmp_path / "x.json").write_text(json.dumps(content | changes))
+        entry = entry or {"format": "coco_instances", "image_root": "images", "json": "x.json"}
+        (tmp_path / "catalog.yaml").write_text(json.dumps({name: entry}))
+        return tmp_path / "catalog.yaml"
+
+    write.name = name
+    yield write
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_coco_instances(write_catalog):
+    assert register_catalog(write_catalog()) == [write_catalog.name]
+    register_catalog(write_catalog())  # again: harmless
+    metadata = MetadataCatalog.get(write_catalog.name)
+    assert metadata.thing_classes == ["date", "nut"]  # by category id
+    (record,) = DatasetCatalog.get(write_catalog.name)
+    assert record["annotations"][0]["category_id"] == 1
+    assert record["file_name"].endswith("images/a.jpg")
+
+
+def test_coco_panoptic(sample_root):
+    metadata = MetadataCatalog.get("sample_val")
+    content = json.loads((sample_root / "annotations" / "panoptic_val.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    things = {c["name"] for c in content["categories"] if c["isthing"]}
+    assert set(metadata.thing_classes) == things
+    ids = metadata.stuff_dataset_id_to_contiguous_id
+    assert sorted(ids.values()) == list(range(len(names)))
+    assert all(metadata.stuff_classes[i] == names[id_] for id_, i in ids.items())
+    assert sorted(metadata.thing_dataset_id_to_contiguous_id.values()) == list(range(len(things)))
+    records = DatasetCatalog.get("sample_val")
+    assert len(records) == len(content["annotations"])
+    for record, annotation in zip(records, content["annotations"]):
+        for ours, theirs in zip(record["segments_info"], annotation["segments_info"]):
+            assert metadata.stuff_classes[ours["category_id"]] == names[theirs["category_id"]]
+            assert ours["isthing"] == (names[theirs["category_id"]] in things)
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ({"format": "voc"}, r"format is 'voc'; it must be one of"),
+        ({"format": "coco_instances", "image_root": "images"}, r"missing keys \['json'\]"),
+        (
+            {"format": "coco_instances", "image_root": "images", "json": "x.json", "jsn": 1},
+            r"unknown keys \['jsn'\]",
+        ),
+        (
+            {"format": "coco_instances", "image_root": "photos", "json": "x.json"},
+            r"image_root .*photos does not exist",
+        ),
+    ],
+)
+def test_malformed_entries(write_catalog, entry, message):
+    with pytest.raises(DatasetError, match=message):
+        register_catalog(write_catalog(entry))
+
+
+def test_missing_and_broken_catalogs(tmp_path):
+    with pytest.raises(DatasetError, match=r"nowhere\.yaml does not exist \(DATASETS\.CATALOG\)"):
+        register_catalog(tmp_path / "nowhere.yaml")
+    (tmp_path / "c.yaml").write_text("- a\n- b\n")
+    with pytest.raises(DatasetError, match="must map data set names"):
+        register_catalog(tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text("a: [")
+    with pytest.raises(DatasetError, match="no valid YAML"):
+        register_catalog(tmp_path / "c.yaml")
+
+
+def test_a_name_in_use(sample_root):
+    entry = {"format": "coco_instances", "image_root": "x", "json": "y"}
+    with pytest.raises(DatasetError, match="sample_val is registered already"):
+        register_dataset("sample_val", entry)
+
+
+def test_unknown_category_id(write_catalog):
+    path = write_catalog(categories=[{"id": 10, "name": "date"}])
+    register_catalog(path)
+    with pytest.raises(DatasetError, match=r"x\.json: Encountered category_id=30"):
+        DatasetCatalog.get(write_catalog.name)
+
+
+def test_unknown_panoptic_category_id(sample_root, tmp_path):
+    path = sample_root / "annotations" / "panoptic_val.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["segments_info"][0]["category_id"] = 999
+    (tmp_path / "p.json").write_text(json.dumps(content))
+    entry = {
+        "format": "coco_panoptic",
+        "image_root": str(sample_root / "val"),
+        "panoptic_json": str(tmp_path / "p.json"),
+        "panoptic_root": str(sample_root / "annotations" / "panoptic_val"),
+    }
+    register_dataset("test_unknown_panoptic", entry)
+    with pytest.raises(DatasetError, match=r"p\.json: segment \d+ of image id \d+ .* 999"):
+        DatasetCatalog.get("test_unknown_panoptic")
+
+
+def test_before_the_first_iteration(write_catalog, sample_cfg, tmp_path):
+    sample_cfg.DATASETS.TRAIN = ("nowhere_train",)
+    with pytest.raises(ConfigError, match="nowhere_train .*is not registered"):
+        build_train_loader(sample_cfg)
+    register_catalog(write_catalog())
+    sample_cfg.DATASETS.TRAIN = (write_catalog.name,)
+    sample_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1
+    with pytest.raises(DatasetError, match=r"a\.jpg: class 1 .*NUM_CLASSES 1"):
+        build_train_loader(sample_cfg)
+    (tmp_path / "images" / "a.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"1 of its files do not exist: .*a\.jpg"):
+        build_test_loader(sample_cfg, write_catalog.name)
+    sample_cfg.INPUT.DATASET_MAPPER_NAME = "coco_panoptic"
+    with pytest.raises(ConfigError, match="INPUT.DATASET_MAPPER_NAME is 'coco_panoptic'"):
+        build_train_loader(sample_cfg)
+
+
+def test_loaders(sample_cfg):
+    batch = next(iter(build_train_loader(sample_cfg)))
+    assert len(batch) == sample_cfg.SOLVER.IMS_PER_BATCH
+    assert all(len(x["instances"]) for x in batch)
+    assert len(list(build_test_loader(sample_cfg, "sample_val"))) == 4

@@ -1,0 +1,108 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mask2former.modeling.criterion import SetCriterion, dice_loss, mask_cross_entropy_loss
+from mask2former.modeling.matcher import HungarianMatcher
+
+NUM_CLASSES = 3
+NO_OBJECT_WEIGHT = 0.1
+
+
+def make_criterion(**changes):
+    settings = {
+        "num_classes": NUM_CLASSES,
+        "matcher": HungarianMatcher(cost_class=2.0, cost_mask=5.0, cost_dice=5.0, num_points=256),
+        "weight_dict": {"loss_ce": 2.0, "loss_mask": 5.0, "loss_dice": 5.0},
+        "eos_coef": NO_OBJECT_WEIGHT,
+        "deep_supervision": True,
+        "num_points": 256,
+        "oversample_ratio": 3.0,
+        "importance_sample_ratio": 0.75,
+    }
+    return SetCriterion(**(settings | changes))
+
+
+def constant_case():
+    """One picture, one object that fills it, two queries with constant masks."""
+    class_logits = torch.tensor([[[0.5, 1.5, -1.0, 0.0], [-1.0, 0.0, 0.3, 2.0]]])
+    mask_logits = torch.stack([torch.full((8, 8), 2.0), torch.full((8, 8), -2.0)])[None]
+    target = {"labels": torch.tensor([1]), "masks": torch.ones(1, 16, 16, dtype=torch.bool)}
+    outputs = {"pred_logits": class_logits, "pred_masks": mask_logits, "aux_outputs": []}
+    return outputs, [target]
+
+
+def inner_points(logits, *_):
+    """Points away from the border, where zero padding takes part in bilinear sampling."""
+    return 0.25 + 0.5 * torch.rand(len(logits), 256, 2)
+
+
+@pytest.fixture
+def _inner(monkeypatch):
+    from mask2former.modeling import criterion
+
+    monkeypatch.setattr(criterion, "get_uncertain_point_coords_with_randomness", inner_points)
+
+
+@pytest.mark.usefixtures("_inner")
+def test_hand_worked_losses():
+    outputs, targets = constant_case()
+    losses = make_criterion()(outputs, targets)
+    # Query 0 is matched: class 1; query 1 is "no object" (class 3), at a tenth of the weight.
+    log_p = outputs["pred_logits"][0].log_softmax(-1)
+    loss_ce = -(log_p[0, 1] + NO_OBJECT_WEIGHT * log_p[1, 3]) / (1 + NO_OBJECT_WEIGHT)
+    torch.testing.assert_close(losses["loss_ce"], 2.0 * loss_ce)
+    # All points: logit 2, target 1.
+    assert losses["loss_mask"].item() == pytest.approx(5.0 * math.log(1 + math.exp(-2)), rel=1e-5)
+    p = 1 / (1 + math.exp(-2))
+    dice = 1 - (2 * 256 * p + 1) / (256 * p + 256 + 1)
+    assert losses["loss_dice"].item() == pytest.approx(5.0 * dice, rel=1e-5)
+
+
+def test_pair_losses_equal_their_definitions():
+    logits = torch.randn(4, 50, dtype=torch.float64)
+    targets = torch.rand(4, 50, dtype=torch.float64).round()
+    num_masks = torch.tensor(3.0)
+    expected = F.binary_cross_entropy_with_logits(logits, targets) * 4 / num_masks
+    torch.testing.assert_close(mask_cross_entropy_loss(logits, targets, num_masks), expected)
+    p = logits.sigmoid()
+    dice = [
+        1 - (2 * (p[i] @ targets[i]) + 1) / (p[i].sum() + targets[i].sum() + 1) for i in range(4)
+    ]
+    torch.testing.assert_close(dice_loss(logits, targets, num_masks), sum(dice) / num_masks)
+
+
+def test_names_and_deep_supervision():
+    outputs, targets = constant_case()
+    aux = {name: outputs[name] for name in ("pred_logits", "pred_masks")}
+    outputs["aux_outputs"] = [aux, aux]
+    losses = make_criterion()(outputs, targets)
+    names = {"loss_ce", "loss_mask", "loss_dice"}
+    assert set(losses) == names | {f"{n}_{i}" for n in names for i in (0, 1)}
+    torch.testing.assert_close(losses["loss_ce_0"], losses["loss_ce"])
+    assert set(make_criterion(deep_supervision=False)(outputs, targets)) == names
+
+
+def test_no_objects_still_reach_the_parameters():
+    outputs, targets = constant_case()
+    for name in ("pred_logits", "pred_masks"):
+        outputs[name].requires_grad_()
+    targets = [{"labels": targets[0]["labels"][:0], "masks": targets[0]["masks"][:0]}]
+    losses = make_criterion()(outputs, targets)
+    assert losses["loss_mask"] == losses["loss_dice"] == 0
+    log_p = outputs["pred_logits"].log_softmax(-1)
+    torch.testing.assert_close(losses["loss_ce"], -2.0 * log_p[0, :, 3].mean())
+    sum(losses.values()).backward()
+    assert torch.equal(outputs["pred_masks"].grad, torch.zeros(1, 2, 8, 8))
+
+
+def test_a_batch_with_an_empty_picture_counts_its_objects_once():
+    outputs, targets = constant_case()
+    single = make_criterion()(outputs, targets)
+    outputs = {k: torch.cat([v, v]) for k, v in outputs.items() if k != "aux_outputs"}
+    empty = {"labels": targets[0]["labels"][:0], "masks": targets[0]["masks"][:0]}
+    both = make_criterion()(outputs | {"aux_outputs": []}, [targets[0], empty])
+    # The mask losses are per object, and there still is one.
+    torch.testing.assert_close(both["loss_mask"], single["loss_mask"], rtol=0.2, atol=0)

@@ -1,0 +1,59 @@
+from pathlib import Path
+
+import pytest
+from detectron2.modeling import build_model
+
+from mask2former import ConfigError, get_maskformer2_cfg, load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if not p.name.startswith("catalog"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
+def test_every_config_builds(path):
+    cfg = get_maskformer2_cfg()
+    cfg.merge_from_file(str(path), allow_unsafe=False)
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    assert model.sem_seg_head.num_classes == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+
+
+def test_missing_file():
+    with pytest.raises(ConfigError, match=r"config file no/such\.yaml does not exist"):
+        load_config("no/such.yaml")
+
+
+def test_missing_base(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("_BASE_: nowhere.yaml\n")
+    with pytest.raises(ConfigError, match=r"x\.yaml: its _BASE_ .*nowhere\.yaml does not exist"):
+        load_config(path)
+
+
+def test_unknown_key_is_named_with_the_one_meant(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("MODEL:\n  MASK_FORMER:\n    NUM_QUERIES: 50\n")
+    with pytest.raises(ConfigError, match=r"x\.yaml: unknown key MODEL\.MASK_FORMER\.NUM_QUERIES"):
+        load_config(path)
+    with pytest.raises(ConfigError, match=r"SOLVER\.MAX_ITR; did you mean SOLVER\.MAX_ITER\?"):
+        load_config(ROOT / "configs" / "base.yaml", ["SOLVER.MAX_ITR", "10"])
+
+
+def test_wrong_type_and_odd_overrides():
+    base = ROOT / "configs" / "base.yaml"
+    with pytest.raises(ConfigError, match=r"command line: .*SOLVER\.MAX_ITER"):
+        load_config(base, ["SOLVER.MAX_ITER", "many"])
+    with pytest.raises(ConfigError, match="command line"):
+        load_config(base, ["SOLVER.MAX_ITER"])
+
+
+def test_broken_yaml_and_yaml_that_runs_code(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("MODEL: [\n")
+    with pytest.raises(ConfigError, match=r"x\.yaml"):
+        load_config(path)
+    marker = tmp_path / "ran"
+    path.write_text(f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{marker}']\n")
+    with pytest.raises(ConfigError, match=r"x\.yaml"):
+        load_config(path)
+    assert not marker.exists()
