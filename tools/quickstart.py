@@ -58,8 +58,10 @@ def main() -> None:
     draw_predictions(cfg, output / "predictions.png", num_pictures=args.pictures)
 
     print(results_table(results))
-    print(f"training took {training_seconds / 60:.1f} minutes, everything "
-          f"{(time.perf_counter() - started) / 60:.1f}")
+    print(
+        f"training took {training_seconds / 60:.1f} minutes, everything "
+        f"{(time.perf_counter() - started) / 60:.1f}"
+    )
     for name in ("metrics.json", "loss.png", "predictions.png", "train/model_final.pth"):
         print(f"  {output / name}")
 
@@ -98,7 +100,9 @@ def plot_losses(log: Path, path: Path) -> None:
     for name in ("total_loss", "loss_ce", "loss_mask", "loss_dice"):
         points = [(r["iteration"], r[name]) for r in records if name in r]
         axes.plot(*zip(*points), label=name)
-    axes.set(xlabel="iteration", ylabel="loss (weighted)", yscale="log", title="Quickstart training")
+    axes.set(
+        xlabel="iteration", ylabel="loss (weighted)", yscale="log", title="Quickstart training"
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()

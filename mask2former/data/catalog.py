@@ -14,12 +14,14 @@ A catalog maps names to entries (docs/CUSTOM_DATA.md)::
       instances_json: annotations/instances_val.json    # optional: enables AP
       semantic_root: annotations/semantic_val           # optional: enables mIoU
 
-Paths are relative to the catalog, and may name environment variables (``${DETECTRON2_DATASETS}``).
+Paths are relative to the catalog, and may name environment variables; ``${DETECTRON2_DATASETS}``,
+the folder of all data sets, is ./datasets unless set, as in Detectron2.
 """
 
 import json
 import os
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import yaml
@@ -52,7 +54,7 @@ def register_catalog(path: str | os.PathLike) -> list[str]:
     Raises:
         DatasetError: the catalog or a file it names is missing, or an entry is malformed.
     """
-    path = Path(os.path.expandvars(path)).expanduser()
+    path = expand_path(path)
     if not path.is_file():
         raise DatasetError(f"data set catalog {path} does not exist (DATASETS.CATALOG)")
     try:
@@ -64,6 +66,12 @@ def register_catalog(path: str | os.PathLike) -> list[str]:
     for name, entry in entries.items():
         register_dataset(name, _check_entry(path, name, entry))
     return list(entries)
+
+
+def expand_path(path: str | os.PathLike) -> Path:
+    """Replace ``~`` and environment variables."""
+    variables = {"DETECTRON2_DATASETS": os.path.abspath("datasets"), **os.environ}
+    return Path(Template(os.fspath(path)).safe_substitute(variables)).expanduser()
 
 
 def register_dataset(name: str, entry: dict[str, str]) -> None:
@@ -95,8 +103,7 @@ def _check_entry(path: Path, name: str, entry: Any) -> dict[str, str]:
         )
     checked = {"format": kind}
     for key in keys.keys() & entry.keys():
-        value = Path(os.path.expandvars(str(entry[key]))).expanduser()
-        value = Path(os.path.abspath(path.parent / value))
+        value = Path(os.path.abspath(path.parent / expand_path(entry[key])))
         if not value.exists():
             raise DatasetError(f"{where}: {key} {value} does not exist")
         checked[key] = str(value)

@@ -1,10 +1,10 @@
-"""The objects of the sample pictures: people, cars, trees and hot-air balloons, built of shaded parts."""
+"""The objects of the sample pictures: people, cars, trees and balloons, built of shaded parts."""
 
 import colorsys
 
 import numpy as np
 
-from .painting import Light, Sprite, ellipse, limb, mix, rounded
+from .painting import Colour, Light, Points, Sprite, ellipse, limb, mix, rounded
 
 SKIN = ((0.93, 0.76, 0.65), (0.82, 0.62, 0.48), (0.62, 0.43, 0.31), (0.38, 0.26, 0.19))
 HAIR = ((0.13, 0.1, 0.08), (0.3, 0.19, 0.1), (0.62, 0.47, 0.26), (0.55, 0.53, 0.52))
@@ -48,7 +48,9 @@ def person(rng: np.random.Generator, scale: float, light: Light) -> Sprite:
         foot = side * facing * stride
         leg = skin if dress else trousers
         sprite.fill(limb((side * 0.08, 0.86), (foot + side * 0.06, 0.1), 0.25, 0.16), leg * dim)
-        sprite.fill(ellipse(foot + side * 0.06 + facing * 0.05, 0.06, 0.15, 0.065), (0.12, 0.1, 0.1))
+        sprite.fill(
+            ellipse(foot + side * 0.06 + facing * 0.05, 0.06, 0.15, 0.065), (0.12, 0.1, 0.1)
+        )
     if dress:
         sprite.fill(rounded([(-0.2, 1.05), (0.2, 1.05), (0.36, 0.5), (-0.36, 0.5)], 1), shirt)
     arms = []
@@ -78,12 +80,12 @@ def _car_side(rng: np.random.Generator, scale: float, light: Light) -> Sprite:
     sprite = Sprite(scale, -2.25, 2.25, 1.8, light)
     paint, flip = _pick(rng, PAINT), rng.choice((-1, 1))
     # Roof line as (rear foot, rear top, front top, front foot) of the cabin.
-    kind = rng.integers(3)
-    rear, rear_top, front_top, front = ((-1.75, -1.1, 0.3, 1.05), (-2.05, -1.75, 0.25, 1.0))[kind > 1]
-    roof = 1.62 if kind > 1 else 1.48
+    estate = rng.random() < 0.35
+    rear, rear_top, front_top = (-2.05, -1.75, 0.25) if estate else (-1.75, -1.1, 0.3)
+    roof, front = (1.62, 1.0) if estate else (1.48, 1.05)
 
-    def fill(points: list[tuple[float, float]], colour, bulge: float = 0.3) -> None:
-        sprite.fill([(flip * x, y) for x, y in points], colour, bulge)
+    def fill(points: Points, colour: Colour, bulge: float = 0.3) -> None:
+        sprite.fill(np.asarray(points) * (flip, 1), colour, bulge)
 
     cabin = [(rear, 0.9), (rear_top, roof), (front_top, roof), (front + 0.15, 0.9)]
     body = [(-2.12, 0.3), (-2.2, 0.75), (-2.05, 1.0), (-1.2, 1.02), (1.0, 0.98)]
@@ -92,10 +94,19 @@ def _car_side(rng: np.random.Generator, scale: float, light: Light) -> Sprite:
     fill(rounded(body), paint, 0.5)
     post, sill = -0.38, 1.0
     top = roof - 0.1
-    fill([(rear + 0.28, sill), (rear_top + 0.1, top), (post - 0.05, top), (post - 0.05, sill)], GLASS)
-    fill([(post + 0.05, sill), (post + 0.05, top), (front_top - 0.02, top), (front - 0.1, sill)], GLASS)
+    fill(
+        [(rear + 0.28, sill), (rear_top + 0.1, top), (post - 0.05, top), (post - 0.05, sill)], GLASS
+    )
+    fill(
+        [(post + 0.05, sill), (post + 0.05, top), (front_top - 0.02, top), (front - 0.1, sill)],
+        GLASS,
+    )
     fill([(-2.1, 0.3), (-2.15, 0.42), (2.15, 0.42), (2.15, 0.3)], paint * 0.35, 0)
-    fill([(post - 0.02, 0.42), (post - 0.02, 0.98), (post + 0.02, 0.98), (post + 0.02, 0.42)], paint * 0.6, 0)
+    fill(
+        [(post - 0.02, 0.42), (post - 0.02, 0.98), (post + 0.02, 0.98), (post + 0.02, 0.42)],
+        paint * 0.6,
+        0,
+    )
     fill(ellipse(2.06, 0.74, 0.12, 0.09), (0.98, 0.95, 0.8), 0)
     fill(ellipse(-2.1, 0.82, 0.09, 0.1), (0.7, 0.08, 0.06), 0)
     for x in (-1.32, 1.32):
@@ -112,7 +123,9 @@ def _car_end(rng: np.random.Generator, scale: float, light: Light) -> Sprite:
     for side in (-1, 1):
         x = side * 0.72
         sprite.fill([(x - 0.16, 0), (x + 0.16, 0), (x + 0.16, 0.5), (x - 0.16, 0.5)], RUBBER, 0)
-    sprite.fill(rounded([(-0.86, 0.85), (-0.66, 1.52), (0.66, 1.52), (0.86, 0.85)]), paint * 0.96, 0.4)
+    sprite.fill(
+        rounded([(-0.86, 0.85), (-0.66, 1.52), (0.66, 1.52), (0.86, 0.85)]), paint * 0.96, 0.4
+    )
     body = [(-0.92, 0.22), (-0.98, 0.75), (-0.84, 1.0), (0.84, 1.0), (0.98, 0.75), (0.92, 0.22)]
     sprite.fill(rounded(body), paint, 0.5)
     sprite.fill(rounded([(-0.72, 0.98), (-0.56, 1.42), (0.56, 1.42), (0.72, 0.98)], 1), GLASS, 0.3)
@@ -121,7 +134,9 @@ def _car_end(rng: np.random.Generator, scale: float, light: Light) -> Sprite:
     for side in (-1, 1):
         sprite.fill(ellipse(side * 0.72, 0.74, 0.17, 0.1), lamp, 0)
     if front:
-        sprite.fill(rounded([(-0.45, 0.55), (-0.45, 0.76), (0.45, 0.76), (0.45, 0.55)], 1), (0.1, 0.1, 0.1))
+        sprite.fill(
+            rounded([(-0.45, 0.55), (-0.45, 0.76), (0.45, 0.76), (0.45, 0.55)], 1), (0.1, 0.1, 0.1)
+        )
     sprite.fill([(-0.26, 0.46), (-0.26, 0.58), (0.26, 0.58), (0.26, 0.46)], (0.9, 0.9, 0.85), 0)
     return sprite
 
@@ -146,7 +161,7 @@ def _crown(rng: np.random.Generator, sprite: Sprite) -> None:
     """Clumps of leaves in an ellipsoid, painted from the shaded underside to the lit top."""
     leaf = _pick(rng, ((0.13, 0.3, 0.1), (0.17, 0.34, 0.12), (0.12, 0.27, 0.14), (0.55, 0.3, 0.08)))
     rx, ry = rng.uniform(1.4, 1.85), rng.uniform(1.3, 1.7)
-    angle, radius = rng.uniform(0, 2 * np.pi, 34), np.sqrt(rng.uniform(0, 1, 34))
+    angle, radius = rng.uniform(0, 2 * np.pi, 28), np.sqrt(rng.uniform(0, 1, 28))
     x, y = rx * radius * np.cos(angle) * 0.85, ry * radius * np.sin(angle) * 0.85
     lx, ly = sprite.light.direction
     lit = (x * lx / rx - y * ly / ry) * sprite.light.strength
@@ -165,11 +180,15 @@ def _conifer(rng: np.random.Generator, sprite: Sprite) -> None:
         low = 0.9 + k * 0.82
         half = width * (1 - k / (tiers + 0.6))
         points = [(-half, low), (-half * 0.3, low + 1.3), (half * 0.3, low + 1.3), (half, low)]
-        sprite.fill([*points, (half * 0.4, low + 0.18), (-half * 0.4, low + 0.18)], leaf * (0.9 + 0.06 * k), 0.9)
+        sprite.fill(
+            [*points, (half * 0.4, low + 0.18), (-half * 0.4, low + 0.18)],
+            leaf * (0.9 + 0.06 * k),
+            0.9,
+        )
 
 
 def balloon(rng: np.random.Generator, scale: float, light: Light) -> Sprite:
-    """A hot-air balloon; one "metre" is half of the envelope's width, the foot is the basket's floor."""
+    """A hot-air balloon; ``scale`` is the radius of its envelope, its foot the basket's floor."""
     sprite = Sprite(scale, -1.1, 1.1, 3.1, light)
     height, width = sprite.mask.shape
     x = (np.arange(width, dtype=np.float32)[None] + 0.5) / scale + sprite.left
