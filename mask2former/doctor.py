@@ -29,7 +29,7 @@ DISTRIBUTIONS = {
     "detectron2": "detectron2",
     "numpy": "numpy",
     "scipy": "scipy",
-    "cv2": "opencv-python",
+    "cv2": "opencv-python-headless",
     "PIL": "Pillow",
     "pycocotools": "pycocotools",
     "hotcoco": "hotcoco",
@@ -99,7 +99,7 @@ def import_module(facts: Facts, name: str) -> object | None:
         try:
             version = metadata.version(DISTRIBUTIONS[name])
         except metadata.PackageNotFoundError:
-            version = "version unknown"
+            version = f"not installed, found in {next(iter(module.__path__))}"
     facts.versions[name] = str(version)
     return module
 

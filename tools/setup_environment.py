@@ -10,29 +10,50 @@ What works already is kept: a torch and torchvision that fit, any Detectron2, an
 `none` is for a machine that cannot install. It leaves a folder, build/checkout, that makes both
 packages importable: `PYTHONPATH=build/checkout python -m pytest tests`.
 
-Standard library only, and no syntax that an older Python would stumble over before it is told so.
+Standard library only.
 """
-
-from __future__ import annotations
 
 import argparse
 import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 LINKS = ROOT / "build" / "checkout"
 STAMP = "mask2former-setup.json"
+MARK = "made-by-mask2former-setup"
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 OLDEST_TORCH = (2, 10)
+
+
+def explain_old_python(version):
+    """What to say about a Python that is too old."""
+    minors = range(NEWEST_PYTHON[1], OLDEST_PYTHON[1] - 1, -1)
+    found = [name for name in map("python3.{}".format, minors) if shutil.which(name)]
+    return (
+        "error: {} is Python {}.{}; Mask2Former needs Python 3.10 to 3.13.\n"
+        "  What to do: {}add PYTHON={} to the make command"
+    ).format(
+        sys.executable,
+        *version[:2],
+        "" if found else "install one and ",
+        (found + ["python3.12"])[0],
+    )
+
+
+# Before anything below that Python 3.6 to 3.9 would stumble over.
+if sys.version_info < OLDEST_PYTHON:
+    sys.exit(explain_old_python(sys.version_info))
 
 # A change of one of these files, of the Python or of the compilers sets the environment up again.
 INPUTS = ("pyproject.toml", "setup.py", "tools/setup_environment.py", "tools/install_detectron2.py")
@@ -54,6 +75,13 @@ print(json.dumps(pair))
 """
 
 
+REMEDIES = f"""\
+  - replace both in this environment by the index's pair:
+      {shlex.quote(sys.executable)} -m pip install --upgrade --force-reinstall torch torchvision
+  - or leave it as it is and let make use an environment of its own, .venv in the checkout:
+      make SETUP=venv"""
+
+
 class SetupError(Exception):
     """The set-up cannot go on; the message says why and what to do."""
 
@@ -72,46 +100,33 @@ def pip_install(*arguments: str) -> None:
     run(sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-q", *arguments)
 
 
-# --- Python and .venv ---------------------------------------------------------------------------
-
-
-def check_python(version: tuple[int, ...]) -> None:
-    """Refuse a Python that is too old, naming one that is not; warn about one that is untried."""
-    name = ".".join(map(str, version[:2]))
-    if version[:2] < OLDEST_PYTHON:
-        names = [f"python3.{minor}" for minor in range(NEWEST_PYTHON[1], OLDEST_PYTHON[1] - 1, -1)]
-        found = next(filter(shutil.which, names), None)
-        remedy = f"make PYTHON={found}" if found else "install one, then make PYTHON=python3.12"
-        raise SetupError(
-            f"{sys.executable} is Python {name}; Mask2Former needs Python 3.10 to 3.13.\n"
-            f"  What to do: {remedy}"
-        )
-    if version[:2] > NEWEST_PYTHON:
-        say(f"warning: Python {name} is newer than the versions this was tried with (3.10 to 3.13)")
+# --- .venv ----------------------------------------------------------------------------------------
 
 
 def enter_venv() -> None:
-    """Make .venv if there is none, and go on as its Python: does not return."""
+    """Make .venv if there is none that works, and go on as its Python; does not return."""
     python = VENV / ("Scripts" if os.name == "nt" else "bin") / "python"
-    if (
-        subprocess.run([str(python), "-c", ""], stderr=subprocess.DEVNULL).returncode
-        if python.exists()
-        else True
-    ):
+    if not python.exists() or subprocess.run([str(python), "-c", ""]).returncode:
         say(f"making {VENV} with Python {sys.version.split()[0]}")
         try:
             run(sys.executable, "-m", "venv", str(VENV))
         except SetupError as error:
-            raise SetupError(
-                f"{error}\n  On Debian and Ubuntu the module is a package of its own: apt install python3-venv"
-            ) from None
-        (VENV / STAMP).write_text("{}")
+            hint = "On Debian and Ubuntu venv is a package of its own: apt install python3-venv"
+            raise SetupError(f"{error}\n  {hint}") from None
+        (VENV / MARK).touch()
     sys.exit(subprocess.run([str(python), __file__, "active"]).returncode)
 
 
 def is_own_environment() -> bool:
     """Whether this Python is that of a .venv which this script made, and may mend."""
-    return Path(sys.prefix).resolve() == VENV and (VENV / STAMP).exists()
+    return Path(sys.prefix).resolve() == VENV and (VENV / MARK).exists()
+
+
+def stamp_path(mode: str) -> Path:
+    """Where the state of the last set-up is kept."""
+    if mode == "none":
+        return LINKS / STAMP
+    return (VENV if Path(sys.prefix).resolve() == VENV else ROOT / "build") / STAMP
 
 
 # --- doing nothing twice ------------------------------------------------------------------------
@@ -124,7 +139,7 @@ def fingerprint(mode: str) -> str:
     for path in [ROOT / name for name in INPUTS] + sources:
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     compilers = [shutil.which(os.environ.get("CXX", "c++")), shutil.which("nvcc")]
-    digest.update(repr([mode, str(ROOT), sys.version, compilers]).encode())
+    digest.update(repr([mode, str(ROOT), sys.prefix, sys.version, compilers]).encode())
     return digest.hexdigest()
 
 
@@ -161,6 +176,8 @@ def probe_pair() -> dict:
 
 def distribution(name: str) -> str | None:
     """The installed version of a package, or None."""
+    from importlib import metadata  # Python 3.8
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -177,7 +194,7 @@ def explain_pair(pair: dict) -> str | None:
     torch = pair.get("torch")
     if torch and release(torch) < OLDEST_TORCH:
         return (
-            f"torch {torch} is installed here, and Mask2Former needs torch 2.10 or newer: its op is "
+            f"torch {torch} is installed here, and Mask2Former needs 2.10 or newer: its op is "
             "built on LibTorch's stable ABI, which begins there."
         )
     if pair["error"]:
@@ -207,10 +224,10 @@ def install_pair(own: bool) -> None:
         pip_install("torch>=2.10", "torchvision")
     elif torchvision is None and release(torch or pair["torch"]) >= OLDEST_TORCH:
         say(f"installing the torchvision that fits torch {torch}, which is kept")
-        constraint = Path(sys.prefix) / "mask2former-torch-constraint.txt"
-        constraint.write_text(f"torch=={torch}\n")
-        pip_install("torchvision", "--constraint", str(constraint))
-        constraint.unlink()
+        with tempfile.TemporaryDirectory() as name:
+            constraint = Path(name) / "constraint.txt"
+            constraint.write_text(f"torch=={torch}\n")
+            pip_install("torchvision", "--constraint", str(constraint))
     elif own:
         say(f"{problem}\n  Replacing both in .venv by a pair that fits (a minute or two)")
         pip_install("--force-reinstall", "--no-deps", "torch>=2.10", "torchvision")
@@ -220,19 +237,14 @@ def install_pair(own: bool) -> None:
     problem = explain_pair(probe_pair())
     if problem:
         raise SetupError(
-            f"{problem}\n  This is after an installation. What to do, either\n{REMEDIES}"
+            f"{problem}\n  pip has just installed this. What to do, either\n{REMEDIES}"
         )
-
-
-REMEDIES = f"""\
-  - replace both in this environment by the index's pair:
-      {sys.executable} -m pip install --upgrade --force-reinstall torch torchvision
-  - or leave it as it is and let make use an environment of its own, .venv in the checkout:
-      make SETUP=venv"""
 
 
 def install_project() -> None:
     """Install this checkout in place, with the packages it names, and compile the op."""
+    from importlib import metadata
+
     say("compiling the op and installing this checkout in place")
     pip_install("setuptools>=70.1", "ninja")
     pip_install("--no-build-isolation", "--no-deps", "--editable", str(ROOT))
@@ -241,8 +253,9 @@ def install_project() -> None:
         specifier, _, marker = requirement.partition(";")
         if "extra ==" not in marker or '"dev"' in marker:
             wanted.append(specifier.strip())
-    if util.find_spec("cv2"):
+    if util.find_spec("cv2") and not distribution("opencv-python-headless"):
         # opencv-python, -headless and -contrib all install cv2, and two of them break each other.
+        say("cv2 is kept as it is, whatever pip may say about opencv-python-headless")
         wanted = [name for name in wanted if not name.startswith("opencv-python")]
     say("installing the packages that pyproject.toml names")
     pip_install(*wanted)
@@ -253,7 +266,7 @@ def link_packages() -> None:
     pair = probe_pair()
     problem = explain_pair(pair)
     if problem:
-        raise SetupError(problem)
+        raise SetupError(f"{problem}\n  Nothing was changed. What to do, either\n{REMEDIES}")
     LINKS.mkdir(parents=True, exist_ok=True)
     for name, folder in (("mask2former", "mask2former"), ("mask2former_ops", "ops")):
         link = LINKS / name
@@ -265,22 +278,24 @@ def link_packages() -> None:
 
 def set_up(mode: str) -> None:
     """Do what is missing, say what was done, and end with a report on the result."""
-    own = is_own_environment()
-    stamp = (LINKS if mode == "none" else Path(sys.prefix)) / STAMP
+    stamp = stamp_path(mode)
     if is_up_to_date(stamp, mode):
         return
     started = time.time()
     if mode == "none":
         link_packages()
     else:
-        install_pair(own)
+        install_pair(is_own_environment())
         install_project()
         run(sys.executable, "tools/install_detectron2.py")
+    stamp.parent.mkdir(parents=True, exist_ok=True)
     state = {"fingerprint": fingerprint(mode), "libraries": libraries()}
     stamp.write_text(json.dumps(state))
-    paths = [str(LINKS), os.environ.get("PYTHONPATH", "")] if mode == "none" else []
-    path = {"PYTHONPATH": os.pathsep.join(filter(None, paths))} if paths else {}
-    subprocess.run([sys.executable, "mask2former/doctor.py"], cwd=ROOT, env={**os.environ, **path})
+    environment = dict(os.environ)
+    if mode == "none":
+        paths = [str(LINKS), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    subprocess.run([sys.executable, "mask2former/doctor.py"], cwd=ROOT, env=environment)
     say(f"set up in {time.time() - started:.0f} s: {sys.executable}")
 
 
@@ -291,7 +306,8 @@ def main() -> None:
     parser.add_argument("mode", choices=("venv", "active", "none"))
     mode = parser.parse_args().mode
     try:
-        check_python(sys.version_info[:2])
+        if sys.version_info[:2] > NEWEST_PYTHON:
+            say("warning: this Python is newer than those that were tried, 3.10 to 3.13")
         if mode == "venv":
             enter_venv()
         else:

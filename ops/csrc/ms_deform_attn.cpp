@@ -1,0 +1,292 @@
+// The operators mask2former::ms_deform_attn and mask2former::ms_deform_attn_backward: their schemas
+// and their CPU implementations, on LibTorch's stable ABI.
+//
+// Multi-scale deformable attention is equation 3 of Zhu et al., Deformable DETR, ICLR 2021:
+// for each query and head, the sum of the attention weights times the values at the sampled places.
+// A location (x, y) in [0, 1] is the point (x * W - 0.5, y * H - 0.5) of a level, whose pixel centres
+// have integer coordinates; values between them are bilinear, and 0 outside.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace {
+
+using c10::BFloat16;
+using c10::Half;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// ---- The kernels, for each type and processor ---------------------------------------------------
+
+#define MSDA_KERNELS(A)                                                                      \
+  MSDA_MULTIVERSION void forward_rows(msda::Block<A>& block, const A* value, int64_t rows) {  \
+    msda::forward_rows(block, value, rows);                                                  \
+  }                                                                                          \
+  MSDA_MULTIVERSION void backward_rows(msda::Block<A>& block, const A* value, A* grad_value,  \
+                                       int64_t rows) {                                       \
+    msda::backward_rows(block, value, grad_value, rows);                                     \
+  }
+#define MSDA_COPIES(T, A)                                                                      \
+  MSDA_MULTIVERSION void copy_rows(const T* from, int64_t from_stride, A* to, int64_t to_stride, \
+                                   int64_t rows, int64_t length) {                             \
+    msda::copy_rows(from, from_stride, to, to_stride, rows, length);                           \
+  }
+MSDA_KERNELS(float)
+MSDA_KERNELS(double)
+MSDA_COPIES(float, float)
+MSDA_COPIES(double, double)
+MSDA_COPIES(BFloat16, float)
+MSDA_COPIES(float, BFloat16)
+MSDA_COPIES(Half, float)
+MSDA_COPIES(float, Half)
+#undef MSDA_KERNELS
+#undef MSDA_COPIES
+
+// ---- From tensors to blocks ---------------------------------------------------------------------
+
+// T is the type of the values in memory; A is the type computed in: double for double, else float.
+template <typename T, typename A>
+struct Arrays {
+  const T* value;      // (B, S, M, D)
+  const A* locations;  // (B, Q, M, L, P, 2)
+  const A* attention;  // (B, Q, M, L, P)
+};
+
+// A slice is what one picture and head have of each array. Its values are copied to where its pixels
+// are adjacent and, in the type computed in: every pixel is read some 48 times, and rows that are
+// M * D apart would crowd each other out of the caches.
+template <typename T, typename A>
+void load_values(const msda::Sizes& sizes, const T* value, int64_t slice, A* to) {
+  const int64_t stride = sizes.M * sizes.D, picture = slice / sizes.M, head = slice % sizes.M;
+  copy_rows(value + picture * sizes.S * stride + head * sizes.D, stride, to, sizes.D, sizes.S,
+            sizes.D);
+}
+
+// The row of the first of the `rows` queries of a block in the (B, Q, M, ...) arrays.
+template <typename T, typename A>
+void load_samples(const msda::Sizes& sizes, const Arrays<T, A>& in, int64_t row, int64_t rows,
+                  msda::Block<A>& block) {
+  const int64_t n = block.n, M = sizes.M;
+  copy_rows(in.locations + row * 2 * n, M * 2 * n, block.locations, 2 * n, rows, 2 * n);
+  copy_rows(in.attention + row * n, M * n, block.attention, n, rows, n);
+}
+
+// f(row, rows) for each block of the queries [begin, end) of a slice: the index among B * Q * M of
+// the first row, and the number of rows, which are M apart.
+template <typename F>
+void for_blocks(const msda::Sizes& sizes, int64_t slice, int64_t begin, int64_t end, const F& f) {
+  const int64_t picture = slice / sizes.M, head = slice % sizes.M, step = msda::block_rows(sizes);
+  for (int64_t query = begin; query < end; query += step) {
+    f((picture * sizes.Q + query) * sizes.M + head, std::min(step, end - query));
+  }
+}
+
+// Outputs [begin, end) of the B * M * Q, in this order: a thread reads few slices.
+template <typename T, typename A>
+void forward(const msda::Sizes& sizes, const std::vector<int64_t>& shapes, const Arrays<T, A>& in,
+             T* out, int64_t begin, int64_t end) {
+  const int64_t D = sizes.D, M = sizes.M, Q = sizes.Q;
+  const std::unique_ptr<A[]> value(new A[sizes.S * D]);
+  const auto block = std::make_unique<msda::Block<A>>(sizes, shapes);
+  for (int64_t slice = begin / Q; slice * Q < end; ++slice) {
+    load_values(sizes, in.value, slice, value.get());
+    for_blocks(sizes, slice, std::max(begin - slice * Q, int64_t(0)), std::min(end - slice * Q, Q),
+               [&](int64_t row, int64_t rows) {
+                 load_samples(sizes, in, row, rows, *block);
+                 forward_rows(*block, value.get(), rows);
+                 copy_rows(block->out.data(), D, out + row * D, M * D, rows, D);
+               });
+  }
+}
+
+// All gradients of the slices [begin, end) of the B * M. A slice belongs to one thread, so the sums
+// in grad_value need no atomics and always have the same order.
+template <typename T, typename A>
+void backward(const msda::Sizes& sizes, const std::vector<int64_t>& shapes, const Arrays<T, A>& in,
+              const T* grad_out, T* grad_value, A* grad_locations, A* grad_attention,
+              int64_t begin, int64_t end) {
+  const int64_t D = sizes.D, M = sizes.M, S = sizes.S, n = sizes.samples();
+  const std::unique_ptr<A[]> value(new A[S * D]), grad(new A[S * D]);
+  const auto block = std::make_unique<msda::Block<A>>(sizes, shapes);
+  for (int64_t slice = begin; slice < end; ++slice) {
+    load_values(sizes, in.value, slice, value.get());
+    std::fill_n(grad.get(), S * D, A(0));
+    for_blocks(sizes, slice, 0, sizes.Q, [&](int64_t row, int64_t rows) {
+      load_samples(sizes, in, row, rows, *block);
+      copy_rows(grad_out + row * D, M * D, block->out.data(), D, rows, D);
+      backward_rows(*block, value.get(), grad.get(), rows);
+      copy_rows(block->grad_locations, 2 * n, grad_locations + row * 2 * n, M * 2 * n, rows, 2 * n);
+      copy_rows(block->grad_attention, n, grad_attention + row * n, M * n, rows, n);
+    });
+    const int64_t picture = slice / M, head = slice % M;
+    copy_rows(grad.get(), D, grad_value + (picture * S * M + head) * D, M * D, S, D);
+  }
+}
+
+// ---- Checks -------------------------------------------------------------------------------------
+
+std::string shape_of(const Tensor& tensor) {
+  std::string text = "(";
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  }
+  return text + ")";
+}
+
+void check_shape(const char* name, const Tensor& tensor, const std::vector<int64_t>& expected) {
+  bool same = tensor.dim() == static_cast<int64_t>(expected.size());
+  std::string text;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    same = same && tensor.size(static_cast<int64_t>(i)) == expected[i];
+    text += (i ? ", " : "") + std::to_string(expected[i]);
+  }
+  STD_TORCH_CHECK(same, "ms_deform_attn: ", name, " has shape ", shape_of(tensor), ", expected (",
+                  text, ")");
+}
+
+// The sizes, once everything that the kernels rely on has been checked.
+msda::Sizes check_inputs(const Tensor& value, const std::vector<int64_t>& shapes,
+                         const Tensor& locations, const Tensor& attention) {
+  STD_TORCH_CHECK(value.dim() == 4, "ms_deform_attn: value has shape ", shape_of(value),
+                  ", expected (B, S, M, D)");
+  STD_TORCH_CHECK(locations.dim() == 6, "ms_deform_attn: sampling_locations has shape ",
+                  shape_of(locations), ", expected (B, Q, M, L, P, 2)");
+  msda::Sizes sizes{value.size(0),     value.size(1),     value.size(2),    value.size(3),
+                    locations.size(1), locations.size(3), locations.size(4)};
+  STD_TORCH_CHECK(shapes.size() == static_cast<size_t>(2 * sizes.L),
+                  "ms_deform_attn: spatial_shapes has ", shapes.size(), " numbers, but ",
+                  "sampling_locations ", shape_of(locations), " has ", sizes.L, " levels");
+  int64_t pixels = 0;
+  for (int64_t level = 0; level < sizes.L; ++level) {
+    const int64_t h = shapes[2 * level], w = shapes[2 * level + 1];
+    STD_TORCH_CHECK(h > 0 && w > 0 && h <= std::numeric_limits<int32_t>::max() / w - 1,
+                    "ms_deform_attn: spatial_shapes has a level of size (", h, ", ", w, ")");
+    pixels += h * w;
+  }
+  STD_TORCH_CHECK(pixels == sizes.S, "ms_deform_attn: value ", shape_of(value), " has ", sizes.S,
+                  " pixels, spatial_shapes ", pixels);
+  STD_TORCH_CHECK(pixels <= std::numeric_limits<int32_t>::max() / std::max<int64_t>(sizes.D, 1),
+                  "ms_deform_attn: value ", shape_of(value), " has S * D >= 2**31");
+  STD_TORCH_CHECK(sizes.samples() >= 1 && sizes.samples() <= msda::kMaxSamples,
+                  "ms_deform_attn: levels times points is ", sizes.samples(), ", expected 1 to ",
+                  msda::kMaxSamples);
+  check_shape("sampling_locations", locations, {sizes.B, sizes.Q, sizes.M, sizes.L, sizes.P, 2});
+  check_shape("attention_weights", attention, {sizes.B, sizes.Q, sizes.M, sizes.L, sizes.P});
+  const ScalarType computed =
+      value.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(locations.scalar_type() == computed && attention.scalar_type() == computed,
+                  "ms_deform_attn: sampling_locations and attention_weights must be float64 where "
+                  "value is, else float32");
+  STD_TORCH_CHECK(value.is_cpu() && locations.is_cpu() && attention.is_cpu(),
+                  "ms_deform_attn: value, sampling_locations and attention_weights must be on the "
+                  "same device");
+  return sizes;
+}
+
+// f(T(), A()) for the type T of the values and the type A that they are computed in.
+template <typename F>
+void dispatch(ScalarType type, const F& f) {
+  switch (type) {
+    case ScalarType::Float:
+      return f(float(), float());
+    case ScalarType::Double:
+      return f(double(), double());
+    case ScalarType::BFloat16:
+      return f(BFloat16(), float());
+    case ScalarType::Half:
+      return f(Half(), float());
+    default:
+      STD_TORCH_CHECK(false, "ms_deform_attn: value must be float32, float64, bfloat16 or float16");
+  }
+}
+
+// ---- Operators ----------------------------------------------------------------------------------
+
+// Less work than this many multiply-adds is not worth another thread.
+constexpr int64_t kGrain = 1 << 17;
+
+Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t> spatial_shapes,
+                      const Tensor& sampling_locations, const Tensor& attention_weights) {
+  const msda::Sizes sizes =
+      check_inputs(value, spatial_shapes, sampling_locations, attention_weights);
+  const Tensor v = torch::stable::contiguous(value);
+  const Tensor locations = torch::stable::contiguous(sampling_locations);
+  const Tensor attention = torch::stable::contiguous(attention_weights);
+  Tensor out = torch::stable::new_empty(value, {sizes.B, sizes.Q, sizes.M * sizes.D});
+  dispatch(value.scalar_type(), [&](auto t, auto a) {
+    using T = decltype(t);
+    using A = decltype(a);
+    const Arrays<T, A> in{v.const_data_ptr<T>(), locations.const_data_ptr<A>(),
+                          attention.const_data_ptr<A>()};
+    T* to = out.mutable_data_ptr<T>();
+    const int64_t row_work = 4 * sizes.samples() * std::max<int64_t>(sizes.D, 1);
+    torch::stable::parallel_for(0, sizes.B * sizes.M * sizes.Q, kGrain / row_work + 1,
+                                [&](int64_t begin, int64_t end) {
+                                  forward(sizes, spatial_shapes, in, to, begin, end);
+                                });
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
+    const Tensor& grad_output, const Tensor& value, const std::vector<int64_t> spatial_shapes,
+    const Tensor& sampling_locations, const Tensor& attention_weights) {
+  const msda::Sizes sizes =
+      check_inputs(value, spatial_shapes, sampling_locations, attention_weights);
+  check_shape("grad_output", grad_output, {sizes.B, sizes.Q, sizes.M * sizes.D});
+  STD_TORCH_CHECK(grad_output.scalar_type() == value.scalar_type() && grad_output.is_cpu(),
+                  "ms_deform_attn: grad_output must have the type and device of value");
+  const Tensor grad = torch::stable::contiguous(grad_output);
+  const Tensor v = torch::stable::contiguous(value);
+  const Tensor locations = torch::stable::contiguous(sampling_locations);
+  const Tensor attention = torch::stable::contiguous(attention_weights);
+  Tensor grad_value = torch::stable::new_empty(value, value.sizes());
+  Tensor grad_locations = torch::stable::new_empty(sampling_locations, sampling_locations.sizes());
+  Tensor grad_attention = torch::stable::new_empty(attention_weights, attention_weights.sizes());
+  dispatch(value.scalar_type(), [&](auto t, auto a) {
+    using T = decltype(t);
+    using A = decltype(a);
+    const Arrays<T, A> in{v.const_data_ptr<T>(), locations.const_data_ptr<A>(),
+                          attention.const_data_ptr<A>()};
+    const T* grad_out = grad.const_data_ptr<T>();
+    T* to_value = grad_value.mutable_data_ptr<T>();
+    A* to_locations = grad_locations.mutable_data_ptr<A>();
+    A* to_attention = grad_attention.mutable_data_ptr<A>();
+    const int64_t slice_work = 8 * sizes.samples() * std::max<int64_t>(sizes.Q * sizes.D, 1);
+    torch::stable::parallel_for(0, sizes.B * sizes.M, kGrain / slice_work + 1,
+                                [&](int64_t begin, int64_t end) {
+                                  backward(sizes, spatial_shapes, in, grad_out, to_value,
+                                           to_locations, to_attention, begin, end);
+                                });
+  });
+  return {grad_value, grad_locations, grad_attention};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(mask2former, m) {
+  m.def(
+      "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
+      "Tensor attention_weights) -> Tensor");
+  m.def(
+      "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
+      "Tensor sampling_locations, Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mask2former, CPU, m) {
+  m.impl("ms_deform_attn", TORCH_BOX(&ms_deform_attn));
+  m.impl("ms_deform_attn_backward", TORCH_BOX(&ms_deform_attn_backward));
+}

@@ -1,0 +1,65 @@
+"""Which implementation serves which device, and why."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+_PACKAGE = Path(__file__).resolve().parent
+_SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+_REMEDY = (
+    "Multi-scale deformable attention runs in plain PyTorch: the same results, many times slower. "
+    "To compile it, install a C++17 compiler (for CUDA also the CUDA toolkit of PyTorch's version) "
+    "and reinstall with `pip install --no-build-isolation --force-reinstall --no-deps mask2former` "
+    "(in a checkout: `pip install --no-build-isolation -e .`). "
+    "`python -m mask2former.doctor` checks the installation."
+)
+
+
+class BackendStatus(NamedTuple):
+    """The implementation of the operator for one type of device."""
+
+    name: Literal["compiled", "pytorch"]
+    library: Path | None  # the file loaded
+    reason: str  # one sentence, for people
+
+
+def _load(device_type: str) -> BackendStatus:
+    library = _PACKAGE / f"ms_deform_attn_{device_type}{_SUFFIX}"
+    if not library.exists():
+        record = _PACKAGE / f"build_failure_{device_type}.txt"
+        why = record.read_text("utf-8").strip() if record.exists() else "it was never built"
+        return BackendStatus("pytorch", None, f"{library.name} is missing: {why}")
+    try:
+        torch.ops.load_library(os.fspath(library))
+    except OSError as error:
+        why = error.__cause__ or error
+        return BackendStatus("pytorch", None, f"{library.name} does not load: {why}")
+    return BackendStatus("compiled", library, f"{library.name} is loaded")
+
+
+_BACKENDS = {"cpu": _load("cpu")}
+if _BACKENDS["cpu"].name == "compiled":  # it holds the schema, which the CUDA library adds to
+    _BACKENDS["cuda"] = _load("cuda")
+else:
+    _BACKENDS["cuda"] = _BACKENDS["cpu"]
+_warned: set[str] = set()
+
+
+def backend(device_type: str) -> BackendStatus:
+    """The implementation in use for ``device_type``, as in ``tensor.device.type``."""
+    unknown = BackendStatus("pytorch", None, f"there is no compiled operator for {device_type!r}")
+    return _BACKENDS.get(device_type, unknown)
+
+
+@torch.compiler.assume_constant_result  # torch.compile calls it while tracing
+def use_compiled(device_type: str) -> bool:
+    """Whether to call the compiled operator; warns, the first time, where there is none."""
+    status = backend(device_type)
+    if status.name == "pytorch" and device_type not in _warned:
+        _warned.add(device_type)
+        warnings.warn(f"mask2former_ops: {status.reason}\n{_REMEDY}", stacklevel=3)
+    return status.name == "compiled"

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, SemSegEvaluator
+from detectron2.structures import Boxes, Instances
+
+from mask2former.errors import ConfigError
+from mask2former.evaluation import PanopticEvaluator, build_evaluator
+
+
+def kinds(evaluator):
+    members = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
+    return [type(member) for member in members]
+
+
+def test_panoptic_sets_get_what_the_model_predicts(sample_cfg, tmp_path):
+    test = sample_cfg.MODEL.MASK_FORMER.TEST
+    everything = [PanopticEvaluator, COCOEvaluator, SemSegEvaluator]
+    assert kinds(build_evaluator(sample_cfg, "sample_val", str(tmp_path))) == everything
+    test.SEMANTIC_ON = test.INSTANCE_ON = False
+    assert kinds(build_evaluator(sample_cfg, "sample_val", str(tmp_path))) == everything[:1]
+    test.PANOPTIC_ON = False
+    with pytest.raises(ConfigError, match="sample_val .*cannot be evaluated"):
+        build_evaluator(sample_cfg, "sample_val", str(tmp_path))
+
+
+def test_unknown_types_are_refused(sample_cfg, tmp_path):
+    with pytest.raises(ConfigError, match="evaluator_type None"):
+        build_evaluator(sample_cfg, "no_such_set", str(tmp_path))
+    MetadataCatalog.remove("no_such_set")
+
+
+def test_ground_truth_scores_full_marks(sample_cfg, sample_root, tmp_path):
+    """Boxes, masks and classes of the annotations themselves, as predictions."""
+    sample_cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
+    evaluator = build_evaluator(sample_cfg, "sample_val", str(tmp_path))
+    evaluator.reset()
+    contiguous = MetadataCatalog.get("sample_val").thing_dataset_id_to_contiguous_id
+    from pycocotools.coco import COCO
+
+    truth = COCO(str(sample_root / "annotations" / "instances_val.json"))
+    for record in DatasetCatalog.get("sample_val"):
+        size = (record["height"], record["width"])
+        anns = [
+            a for a in truth.loadAnns(truth.getAnnIds([record["image_id"]])) if not a["iscrowd"]
+        ]
+        instances = Instances(size)
+        masks = [torch.from_numpy(truth.annToMask(a)).bool() for a in anns]
+        instances.pred_masks = torch.stack(masks) if masks else torch.zeros(0, *size).bool()
+        boxes = torch.tensor([a["bbox"] for a in anns], dtype=torch.float32).view(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        instances.pred_boxes = Boxes(boxes)
+        instances.scores = torch.ones(len(anns))
+        instances.pred_classes = torch.tensor([contiguous[a["category_id"]] for a in anns]).long()
+        semantic = torch.from_numpy(semantic_truth(record)).long()
+        scores = torch.nn.functional.one_hot(semantic.clamp(max=9), 10)[..., :9].permute(2, 0, 1)
+        evaluator.process([record], [{"instances": instances, "sem_seg": scores}])
+    results = evaluator.evaluate()
+    assert results["segm"]["AP"] == pytest.approx(100)
+    assert results["bbox"]["AP"] == pytest.approx(100)
+    assert results["sem_seg"]["mIoU"] == pytest.approx(100)
+
+
+def semantic_truth(record):
+    from mask2former.data.picture import read_label_map
+
+    return read_label_map(record["sem_seg_file_name"])
+
+
+def test_no_predictions_at_all(sample_cfg, tmp_path):
+    sample_cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON = False
+    evaluator = build_evaluator(sample_cfg, "sample_val", str(tmp_path))
+    evaluator.reset()
+    for record in DatasetCatalog.get("sample_val"):
+        instances = Instances((record["height"], record["width"]))
+        instances.pred_masks = torch.zeros(0, record["height"], record["width"]).bool()
+        instances.pred_boxes = Boxes(torch.zeros(0, 4))
+        instances.scores, instances.pred_classes = torch.zeros(0), torch.zeros(0).long()
+        empty = torch.zeros(record["height"], record["width"], dtype=torch.int32)
+        evaluator.process([record], [{"instances": instances, "panoptic_seg": (empty, [])}])
+    results = evaluator.evaluate()
+    assert results["panoptic_seg"]["PQ"] == 0
