@@ -13,7 +13,7 @@ from .errors import ConfigError
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
-    """Add the keys of Mask2Former to ``cfg``; names and defaults are those of the published code."""
+    """Add the keys of Mask2Former to ``cfg``, with the published names and defaults."""
     # --- data -------------------------------------------------------------------------------
     # YAML file(s) that describe your own data sets by name (docs/CUSTOM_DATA.md).
     cfg.DATASETS.CATALOG = ""

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: tools print their message without a traceback and exit with 2."""
+"""Errors that are the user's to mend: tools print one line, no traceback, and exit with 2."""
 
 import contextlib
 import sys

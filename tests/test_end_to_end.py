@@ -1,6 +1,7 @@
 """The tools as a user runs them, on a tiny model and a few pictures."""
 
 import json
+import logging
 import os
 import runpy
 import signal
@@ -18,10 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    """Run a tool as ``python tools/...`` would, without starting Python anew; returns its output."""
+    """Run a tool as ``python tools/...`` would, in this process; returns what it printed."""
 
     def run(tool, *arguments, status=0):
         monkeypatch.setattr(sys, "argv", [tool, *map(str, arguments)])
+        # Detectron2's log handlers keep the stream of the first run, which pytest has closed since.
+        monkeypatch.setattr(logging, "raiseExceptions", False)
         capsys.readouterr()
         try:
             runpy.run_path(str(ROOT / "tools" / tool), run_name="__main__")
@@ -60,8 +63,18 @@ def test_train_evaluate_and_segment(run, config_file, sample_root, tmp_path):
     assert any(p.name.startswith("events.out.tfevents") for p in output.iterdir())
 
     figures = tmp_path / "figures.json"
-    run("eval.py", "checkpoint", "--config-file", config_file, "--weights", weights,
-        "--output-dir", tmp_path / "eval", "--output", figures)
+    run(
+        "eval.py",
+        "checkpoint",
+        "--config-file",
+        config_file,
+        "--weights",
+        weights,
+        "--output-dir",
+        tmp_path / "eval",
+        "--output",
+        figures,
+    )
     results = json.loads(figures.read_text())
     assert {"panoptic_seg", "segm", "bbox", "sem_seg"} <= set(results)
     assert 0 <= results["panoptic_seg"]["PQ"] <= 100

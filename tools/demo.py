@@ -6,7 +6,8 @@
 
 Writes ``out/<name>.png`` (overlay) for each picture, ``out/instances.json`` (COCO results),
 ``out/panoptic/*.png`` with ``out/panoptic.json``, and ``out/semantic/*.png``, as far as the
-config switches them on. A picture that cannot be read is named at the end, and the exit status is 1.
+config switches them on. A picture that cannot be read is named at the end, and the exit status is
+1 then.
 """
 
 import argparse

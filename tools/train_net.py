@@ -1,10 +1,12 @@
 #!/usr/bin/env python
 """Train or evaluate Mask2Former with Detectron2's conventions.
 
-python tools/train_net.py --config-file configs/quickstart.yaml
-python tools/train_net.py --config-file X.yaml --num-gpus 8 SOLVER.IMS_PER_BATCH 16
-python tools/train_net.py --config-file X.yaml --resume
-python tools/train_net.py --config-file X.yaml --eval-only MODEL.WEIGHTS model_final.pth
+    python tools/train_net.py --config-file configs/quickstart.yaml
+    python tools/train_net.py --config-file X.yaml --num-gpus 8 SOLVER.IMS_PER_BATCH 16
+    python tools/train_net.py --config-file X.yaml --resume
+    python tools/train_net.py --config-file X.yaml --eval-only MODEL.WEIGHTS model_final.pth
+
+Without --num-gpus it uses all GPUs there are, or the CPU.
 """
 
 import argparse

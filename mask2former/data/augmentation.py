@@ -45,9 +45,7 @@ def _flip(cfg: CfgNode) -> list[T.Augmentation]:
     direction = cfg.INPUT.RANDOM_FLIP
     if direction == "none":
         return []
-    return [
-        T.RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical")
-    ]
+    return [T.RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical")]
 
 
 class RandomColorSSD(T.Augmentation):

@@ -53,13 +53,13 @@ def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
 def build_training_mapper(cfg: CfgNode) -> TrainingMapper:
     name = cfg.INPUT.DATASET_MAPPER_NAME
     if name not in MAPPERS:
-        raise ConfigError(f"INPUT.DATASET_MAPPER_NAME is {name!r}; it must be one of {list(MAPPERS)}")
+        raise ConfigError(
+            f"INPUT.DATASET_MAPPER_NAME is {name!r}; it must be one of {list(MAPPERS)}"
+        )
     return MAPPERS[name](cfg)
 
 
-def load_records(
-    cfg: CfgNode, names: Sequence[str], *, filter_empty: bool
-) -> list[dict[str, Any]]:
+def load_records(cfg: CfgNode, names: Sequence[str], *, filter_empty: bool) -> list[dict[str, Any]]:
     """The records of registered data sets, checked.
 
     Args:

@@ -196,9 +196,7 @@ def load_coco_panoptic(
                     "category, or correct the segment"
                 )
             class_id = contiguous[segment["category_id"]]
-            segments.append(
-                segment | {"category_id": class_id, "isthing": class_id < num_things}
-            )
+            segments.append(segment | {"category_id": class_id, "isthing": class_id < num_things})
         record = {
             "file_name": os.path.join(entry["image_root"], image["file_name"]),
             "image_id": image["id"],

@@ -70,11 +70,11 @@ class ResultWriter:
         self, image_id: int, name: str, ids: Tensor, segments: list[dict[str, Any]]
     ) -> None:
         file_name = self._save_png("panoptic", name, id2rgb(ids.cpu().numpy()))
-        infos = [s | {"category_id": self.all_ids.get(s["category_id"], s["category_id"])}
-                 for s in segments]
-        self.panoptic.append(
-            {"image_id": image_id, "file_name": file_name, "segments_info": infos}
-        )
+        infos = [
+            s | {"category_id": self.all_ids.get(s["category_id"], s["category_id"])}
+            for s in segments
+        ]
+        self.panoptic.append({"image_id": image_id, "file_name": file_name, "segments_info": infos})
 
     def _save_png(self, kind: str, name: str, array: np.ndarray) -> str:
         path = self.folder / kind / f"{name}.png"

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 
-import mask2former_ops
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import mask2former_ops
 
 
 class MSDeformAttn(nn.Module):

@@ -291,9 +291,7 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, *, num_layers: int) -> None:
         super().__init__()
         dims = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
-        self.layers = nn.ModuleList(
-            nn.Linear(dims[i], dims[i + 1]) for i in range(num_layers)
-        )
+        self.layers = nn.ModuleList(nn.Linear(dims[i], dims[i + 1]) for i in range(num_layers))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

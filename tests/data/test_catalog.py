@@ -17,8 +17,15 @@ def write_catalog(tmp_path, request):
     content = {
         "images": [{"id": 1, "file_name": "a.jpg", "width": 10, "height": 8}],
         "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 30, "bbox": [0, 0, 4, 4], "area": 16,
-             "iscrowd": 0, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}
+            {
+                "id": 1,
+                "image_id": 1,
+                "category_id": 30,
+                "bbox": [0, 0, 4, 4],
+                "area": 16,
+                "iscrowd": 0,
+                "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]],
+            }
         ],
         "categories": [{"id": 30, "name": "nut"}, {"id": 10, "name": "date"}],
     }

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pycocotools.mask
 import pytest
@@ -163,10 +165,10 @@ def test_bad_pictures_are_named(plain_cfg, record, caplog, damage):
     if damage == "missing":
         record["file_name"] = path = path + ".gone"
     elif damage == "truncated":
-        content = open(path, "rb").read()
-        open(path, "wb").write(content[: len(content) // 2])
+        content = Path(path).read_bytes()
+        Path(path).write_bytes(content[: len(content) // 2])
     elif damage == "text":
-        open(path, "w").write("not a picture")
+        Path(path).write_text("not a picture")
     else:
         record["width"] += 1
     with pytest.raises(DatasetError, match=path):

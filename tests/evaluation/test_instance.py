@@ -16,19 +16,27 @@ from mask2former.evaluation.instance import average_precision
 def test_known_numbers(shared_data, iou_type, expected):
     root = shared_data / "coco_eval_val2014_100"
     results = root / f"instances_val2014_fake{iou_type}100_results.json"
-    figures = average_precision(
-        root / "instances_val2014_100.json", results, iou_type=iou_type
-    )
+    figures = average_precision(root / "instances_val2014_100.json", results, iou_type=iou_type)
     assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.fixture
 def truth(tmp_path):
     path = tmp_path / "gt.json"
-    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16,
-                  "iscrowd": 0, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}
-    content = {"images": [{"id": 1, "height": 8, "width": 8}], "annotations": [annotation],
-               "categories": [{"id": 1, "name": "cat"}]}
+    annotation = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 1,
+        "bbox": [0, 0, 4, 4],
+        "area": 16,
+        "iscrowd": 0,
+        "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]],
+    }
+    content = {
+        "images": [{"id": 1, "height": 8, "width": 8}],
+        "annotations": [annotation],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
     path.write_text(json.dumps(content))
     return path
 

@@ -26,8 +26,13 @@ def write(tmp_path):
         ids = np.array(ids, dtype=np.int32)
         Image.fromarray(id2rgb(ids)).save(folder / "a.png")
         infos = [
-            {"id": i, "category_id": c, "area": int((ids == i).sum()), "iscrowd": 0,
-             "bbox": [0, 0, 4, 4]}
+            {
+                "id": i,
+                "category_id": c,
+                "area": int((ids == i).sum()),
+                "iscrowd": 0,
+                "bbox": [0, 0, 4, 4],
+            }
             for i, c in segments.items()
         ]
         content = {

@@ -17,7 +17,6 @@ def identity(masks):
     return masks
 
 
-
 def class_logits(*rows):
     """Rows of probabilities over the five classes, as logits."""
     return torch.tensor(rows).clamp(min=1e-9).log()
