@@ -64,6 +64,9 @@ class OptionalBuildExtension(BuildExtension):
         # Loaded by torch.ops.load_library rather than imported, so it has no Python version.
         return os.path.join(*fullname.split(".")) + SUFFIX
 
+    def get_export_symbols(self, extension: Extension) -> list[str]:
+        return []  # nor has it a PyInit_ function for Windows to export
+
     def build_extensions(self) -> None:
         try:
             super().build_extensions()
@@ -102,8 +105,8 @@ class OptionalBuildExtension(BuildExtension):
         if error is not None:
             print(
                 f"WARNING: the compiled operator for {device} was NOT built; PyTorch's own, much "
-                f"slower operators take its place.\n  {reason}\n  Install a C++17 compiler and "
-                "reinstall with `pip install -v --no-build-isolation .`",
+                f"slower operators take its place.\n  {reason}\n  Install a C++17 compiler (for "
+                "cuda, also the CUDA toolkit), then `pip install -v --no-build-isolation .` again",
                 file=sys.stderr,
             )
 

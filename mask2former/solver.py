@@ -32,7 +32,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         backbone_multiplier=solver.BACKBONE_MULTIPLIER,
     )
     if solver.OPTIMIZER == "ADAMW":
-        optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR)
+        # On the CPU the fused step saves a tenth of a small model's iteration. On a GPU it would
+        # take over the unscaling of AMP's gradients, and clipping would see them scaled.
+        on_cpu = all(p.device.type == "cpu" for group in groups for p in group["params"])
+        optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=on_cpu or None)
     elif solver.OPTIMIZER == "SGD":
         optimizer = torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
     else:

@@ -3,8 +3,8 @@
 //
 // Multi-scale deformable attention is equation 3 of Zhu et al., Deformable DETR, ICLR 2021:
 // for each query and head, the sum of the attention weights times the values at the sampled places.
-// A location (x, y) in [0, 1] is the point (x * W - 0.5, y * H - 0.5) of a level, whose pixel centres
-// have integer coordinates; values between them are bilinear, and 0 outside.
+// A location (x, y) in [0, 1] is the point (x * W - 0.5, y * H - 0.5) of a level whose pixel centres
+// have integer coordinates; values between them are bilinear, those outside 0.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -65,8 +65,8 @@ struct Arrays {
   const A* attention;  // (B, Q, M, L, P)
 };
 
-// A slice is what one picture and head have of each array. Its values are copied to where its pixels
-// are adjacent and, in the type computed in: every pixel is read some 48 times, and rows that are
+// A slice is what one picture and head have of each array. Its values are copied, in the type that
+// is computed in, to where its pixels are adjacent: each is read some 48 times, and pixels that are
 // M * D apart would crowd each other out of the caches.
 template <typename T, typename A>
 void load_values(const msda::Sizes& sizes, const T* value, int64_t slice, A* to) {
@@ -157,6 +157,8 @@ void check_shape(const char* name, const Tensor& tensor, const std::vector<int64
                   text, ")");
 }
 
+constexpr int64_t kMaxSide = 1 << 24;  // float32 has these integers
+
 // The sizes, once everything that the kernels rely on has been checked.
 msda::Sizes check_inputs(const Tensor& value, const std::vector<int64_t>& shapes,
                          const Tensor& locations, const Tensor& attention) {
@@ -172,8 +174,9 @@ msda::Sizes check_inputs(const Tensor& value, const std::vector<int64_t>& shapes
   int64_t pixels = 0;
   for (int64_t level = 0; level < sizes.L; ++level) {
     const int64_t h = shapes[2 * level], w = shapes[2 * level + 1];
-    STD_TORCH_CHECK(h > 0 && w > 0 && h <= std::numeric_limits<int32_t>::max() / w - 1,
-                    "ms_deform_attn: spatial_shapes has a level of size (", h, ", ", w, ")");
+    STD_TORCH_CHECK(0 < h && h <= kMaxSide && 0 < w && w <= kMaxSide,
+                    "ms_deform_attn: spatial_shapes has a level of size (", h, ", ", w,
+                    "), expected 1 to ", kMaxSide);
     pixels += h * w;
   }
   STD_TORCH_CHECK(pixels == sizes.S, "ms_deform_attn: value ", shape_of(value), " has ", sizes.S,

@@ -1,5 +1,5 @@
-// Where the samples of multi-scale deformable attention lie: what the CPU kernels share. The kernels
-// are plain loops in the form that compilers vectorise.
+// Where the samples of multi-scale deformable attention lie. This and the kernels are plain loops in
+// the form that compilers vectorise.
 //
 // Letters: B pictures, S pixels of all levels together, Q queries, M heads, D channels of a head,
 // L levels, P points. A row is one (picture, query, head); it has n = L * P samples. T is the type
@@ -39,11 +39,10 @@ struct Sizes {
 };
 
 constexpr int64_t kMaxSamples = 1024;  // of a row
-// Length of an array of samples. Not a power of two, or the arrays' elements of one sample would all
-// compete for the same lines of the cache.
+// Length of an array of samples. Not a power of two, or the elements that belong to one sample would
+// all compete for the same lines of the cache.
 constexpr int64_t kCapacity = kMaxSamples + 16;
-// Rows are taken in blocks of about this many samples, which fill the vector units even where a row
-// has few.
+// Rows are taken in blocks of about this many samples, to fill vectors even where a row has few.
 constexpr int64_t kBlockSamples = 96;
 
 inline int64_t block_rows(const Sizes& sizes) {
@@ -55,7 +54,7 @@ template <typename A>
 struct alignas(64) LevelTable {
   A width[kCapacity], height[kCapacity];
   int32_t columns[kCapacity], lines[kCapacity];  // width and height once more
-  int32_t first[kCapacity];                        // index of the level's first pixel
+  int32_t first[kCapacity];                      // index of the level's first pixel
 
   LevelTable(const Sizes& sizes, const std::vector<int64_t>& shapes) {
     int64_t s = 0;
@@ -77,17 +76,18 @@ struct alignas(64) LevelTable {
 };
 
 // The four pixels around each sample of a block, with their bilinear weights: corner jk is the pixel
-// at row y + j and column x + k.
+// in line y + j and column x + k.
 //
-// A corner outside the level has weight 0 and the place of a pixel inside, so each is safe to read. Where all four are outside, and for a location that is NaN or infinite, `inside` is 0: such
-// samples count as 0.
+// A corner outside the level has weight 0 and the place of a pixel inside, so each is safe to read.
+// Where all four are outside, and where the location is not finite, `inside` is 0: such samples
+// count as 0.
 template <typename A>
 struct alignas(64) Geometry {
   int32_t inside[kCapacity];
   int32_t p00[kCapacity], p01[kCapacity], p10[kCapacity], p11[kCapacity];  // pixel index times D
   int32_t in_x0[kCapacity], in_x1[kCapacity], in_y0[kCapacity], in_y1[kCapacity];
   A x0[kCapacity], x1[kCapacity], y0[kCapacity], y1[kCapacity];
-  A w00[kCapacity], w01[kCapacity], w10[kCapacity], w11[kCapacity];  // times attention
+  A w00[kCapacity], w01[kCapacity], w10[kCapacity], w11[kCapacity];  // bilinear times attention
 };
 
 // locations: (count, 2), x then y, in [0, 1] of the level; attention: (count); pixels are D apart.

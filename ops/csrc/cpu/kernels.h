@@ -21,7 +21,7 @@ struct alignas(64) Block {
   A grad_locations[2 * kCapacity], grad_attention[kCapacity];
   std::vector<A> out;  // (R, D), or its gradient
   // Dot products of the output's gradient with the values at the corners 00, 01, 10, 11 of each
-  // sample, and those of one row in the making: the products, in kLanes partial sums.
+  // sample; and, for the samples of one row, the partial sums that they are made from.
   A dots[kCapacity][4];
   A partial[kCapacity * 4 * kLanes], quarter[kCapacity * 4 * 4];
 
@@ -77,7 +77,7 @@ MSDA_INLINE void partial_dot(const A* a, const A* b, A* to) {
   for (int j = 0; j < W; ++j) to[j] = sum[j];
 }
 
-// to[i] = sum over j of from[i][j + V], from[i][j + 2 V], ...: W numbers become V.
+// to[i][j] = from[i][j] + from[i][j + V] + ...: W numbers become V.
 template <int W, int V, typename A>
 MSDA_INLINE void fold(const A* MSDA_RESTRICT from, int64_t count, A* MSDA_RESTRICT to) {
   for (int64_t i = 0; i < count; ++i) {
@@ -89,8 +89,8 @@ MSDA_INLINE void fold(const A* MSDA_RESTRICT from, int64_t count, A* MSDA_RESTRI
   }
 }
 
-// dots[i] += the sum of the W partial sums of i. For many i together: for one alone, most of the time
-// would go into moving numbers within vectors.
+// dots[i] += the sum of the W partial sums of i. For many i together: for one alone, most of the
+// time would go into moving numbers within vectors.
 template <int W, typename A>
 MSDA_INLINE void add_partial(const A* MSDA_RESTRICT partial, int64_t count,
                              A* MSDA_RESTRICT quarter, A* MSDA_RESTRICT dots) {

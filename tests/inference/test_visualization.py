@@ -1,0 +1,89 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.structures import Boxes, Instances
+
+from mask2former.inference.results import ResultWriter, keep_confident
+from mask2former.inference.visualization import LEAST_SIDE, contact_sheet, draw_prediction
+
+
+@pytest.fixture
+def metadata(sample_root):
+    return MetadataCatalog.get("sample_val")
+
+
+@pytest.fixture
+def prediction():
+    """The left half is a person (score 0.9), the right half sky (score 0.4)."""
+    ids = torch.ones(40, 60, dtype=torch.int32)
+    ids[:, 30:] = 2
+    segments = [
+        {"id": 1, "category_id": 0, "isthing": True, "score": 0.9, "area": 1200},
+        {"id": 2, "category_id": 4, "isthing": False, "score": 0.4, "area": 1200},
+    ]
+    instances = Instances((40, 60))
+    instances.pred_masks = torch.stack([ids == 1, ids == 2])
+    instances.scores = torch.tensor([0.9, 0.4])
+    instances.pred_classes = torch.tensor([0, 1])
+    return {
+        "panoptic_seg": (ids, segments),
+        "instances": instances,
+        "sem_seg": torch.stack([(ids == c).float() for c in (1, 2)]),
+    }
+
+
+@pytest.mark.parametrize("kind", ["panoptic_seg", "instances", "sem_seg"])
+def test_drawing_marks_the_segments(prediction, metadata, kind):
+    image = np.full((40, 60, 3), 127, np.uint8)
+    drawn = draw_prediction(image, {kind: prediction[kind]}, metadata)
+    assert drawn.shape == (LEAST_SIDE, LEAST_SIDE * 60 // 40, 3)
+    left, right = drawn[20:60, 100], drawn[20:60, -100]  # away from the labels in the middle
+    assert (left.std(0) < 30).all()
+    assert np.abs(left.mean(0) - right.mean(0)).max() > 10
+
+
+def test_empty_predictions_are_drawn(metadata):
+    image = np.zeros((40, 60, 3), np.uint8)
+    instances = Instances((40, 60))
+    instances.pred_masks = torch.zeros(0, 40, 60, dtype=torch.bool)
+    instances.scores, instances.pred_classes = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    empty = torch.zeros(40, 60, dtype=torch.int32)
+    for prediction in ({"instances": instances}, {"panoptic_seg": (empty, [])}):
+        assert draw_prediction(image, prediction, metadata).shape[0] == LEAST_SIDE
+
+
+def test_keep_confident(prediction):
+    kept = keep_confident(prediction, 0.5)
+    assert len(kept["instances"]) == 1
+    ids, segments = kept["panoptic_seg"]
+    assert [s["id"] for s in segments] == [1]
+    assert ids.unique().tolist() == [0, 1]
+    assert (ids[:, 30:] == 0).all()
+    assert len(keep_confident(prediction, 0.0)["instances"]) == 2
+
+
+def test_results_carry_the_category_ids_of_the_data_set(prediction, metadata, tmp_path):
+    writer = ResultWriter(tmp_path, metadata)
+    prediction["instances"].pred_boxes = Boxes(torch.tensor([[0, 0, 30, 40], [30, 0, 60, 40.0]]))
+    writer.add("a", prediction)
+    writer.close()
+    things = metadata.thing_dataset_id_to_contiguous_id
+    results = json.loads((tmp_path / "instances.json").read_text())
+    assert [things[r["category_id"]] for r in results] == [0, 1]
+    assert results[1]["bbox"] == [30, 0, 30, 40]
+    (annotation,) = json.loads((tmp_path / "panoptic.json").read_text())["annotations"]
+    contiguous = metadata.stuff_dataset_id_to_contiguous_id
+    assert [contiguous[s["category_id"]] for s in annotation["segments_info"]] == [0, 4]
+
+
+def test_contact_sheet():
+    red, blue = np.zeros((2, 30, 60, 3), np.uint8)
+    red[..., 0], blue[..., 2] = 200, 200
+    sheet = contact_sheet([[red, blue], [blue]], cell=60)
+    assert sheet.shape == (2 * 66 + 6, 2 * 66 + 6, 3)
+    assert sheet[36, 36].tolist() == [200, 0, 0]
+    assert sheet[36, 102].tolist() == [0, 0, 200]
+    assert sheet[102, 102].tolist() == [255, 255, 255]
