@@ -26,6 +26,7 @@ def main() -> None:
     if args.output:
         from mask2former.trainer import save_results
 
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         save_results(results, args.output)
         print(f"figures saved to {args.output}")
 

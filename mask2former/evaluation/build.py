@@ -1,5 +1,7 @@
 """Which evaluators a data set gets."""
 
+import inspect
+
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -8,8 +10,11 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     SemSegEvaluator,
 )
+from pycocotools.coco import COCO
 
-from ..errors import ConfigError
+from ..data.picture import read_label_map
+from ..errors import ConfigError, DatasetError
+from .instance import number_annotations
 from .panoptic import PanopticEvaluator
 
 
@@ -21,6 +26,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
 
     Raises:
         ConfigError: the type is unknown, or the config switches all that applies off.
+        DatasetError: the instances json does not fit the data set's classes.
     """
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type")
@@ -36,7 +42,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
     if (kind == "coco" or metadata.get("json_file")) and test.INSTANCE_ON:
         evaluators.append(instance_evaluator(dataset_name, output_dir))
     if (kind == "sem_seg" or metadata.get("sem_seg_root")) and test.SEMANTIC_ON:
-        evaluators.append(SemSegEvaluator(dataset_name, output_dir=output_dir))
+        evaluators.append(semantic_evaluator(dataset_name, output_dir))
     if not evaluators:
         raise ConfigError(
             f"data set {dataset_name} ({kind}) cannot be evaluated with what "
@@ -46,10 +52,36 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> Dataset
 
 
 def instance_evaluator(dataset_name: str, output_dir: str) -> COCOEvaluator:
-    """Detectron2's evaluator of boxes and masks."""
-    return COCOEvaluator(
+    """Detectron2's evaluator of boxes and masks.
+
+    Raises:
+        DatasetError: the instances json has other categories than the data set has thing classes.
+    """
+    evaluator = COCOEvaluator(
         dataset_name,
         tasks=("bbox", "segm"),
         output_dir=output_dir,
         use_fast_impl=False,  # the fast one is unofficial and needs Detectron2's C++ library
     )
+    truth: COCO = evaluator._coco_api
+    metadata = MetadataCatalog.get(dataset_name)
+    expected = set(metadata.get("thing_dataset_id_to_contiguous_id", truth.cats))
+    if differing := sorted(expected ^ set(truth.cats)):
+        raise DatasetError(
+            f"{metadata.json_file} and the thing classes of data set {dataset_name} differ in the "
+            f"category ids {differing}; the instances json must have the same things, and no stuff"
+        )
+    for annotation in truth.dataset.get("annotations", ()):
+        annotation.setdefault("iscrowd", 0)
+    number_annotations(truth)
+    return evaluator
+
+
+def semantic_evaluator(dataset_name: str, output_dir: str) -> SemSegEvaluator:
+    """Detectron2's evaluator of label maps."""
+    options = {}
+    if "sem_seg_loading_fn" in inspect.signature(SemSegEvaluator).parameters:
+        # Detectron2 0.6 reads the file itself; the function that newer ones default to asks numpy
+        # for an array without a copy, which numpy 2 refuses.
+        options["sem_seg_loading_fn"] = lambda path, dtype: read_label_map(path).astype(dtype)
+    return SemSegEvaluator(dataset_name, output_dir=output_dir, **options)

@@ -2,12 +2,13 @@
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,15 @@ class PanopticEvaluator(DatasetEvaluator):
             output_dir: where to keep the predictions in COCO's format; None: nowhere.
         """
         metadata = MetadataCatalog.get(dataset_name)
+        self.dataset_name = dataset_name
         self.gt_json, self.gt_folder = metadata.panoptic_json, metadata.panoptic_root
-        self.label_divisor = metadata.get("label_divisor")
         self.thing_ids = _inverse(metadata.thing_dataset_id_to_contiguous_id)
         self.stuff_ids = _inverse(metadata.stuff_dataset_id_to_contiguous_id)
         self.output_dir = output_dir
         self.reset()
 
     def reset(self) -> None:
-        self.annotations: list[dict[str, Any]] = []
-        self.pngs: dict[str, bytes] = {}
+        self.predictions: list[tuple[dict[str, Any], bytes]] = []  # annotation, PNG file
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
@@ -56,24 +56,22 @@ class PanopticEvaluator(DatasetEvaluator):
             ids = ids.cpu().numpy()
             if segments is None:
                 ids, segments = self._decode_labels(ids)
-            file_name = Path(record["file_name"]).stem + ".png"
-            self.annotations.append(
-                {
-                    "image_id": record["image_id"],
-                    "file_name": file_name,
-                    "segments_info": [self._with_dataset_id(segment) for segment in segments],
-                }
-            )
+            annotation = {
+                "image_id": record["image_id"],
+                "file_name": Path(record["file_name"]).stem + ".png",
+                "segments_info": [self._with_dataset_id(segment) for segment in segments],
+            }
             with io.BytesIO() as buffer:
                 # Compression is most of the cost of a PNG, and these are read once.
                 Image.fromarray(id2rgb(ids)).save(buffer, format="PNG", compress_level=1)
-                self.pngs[file_name] = buffer.getvalue()
+                self.predictions.append((annotation, buffer.getvalue()))
 
     def _decode_labels(self, labels: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Detectron2's encoding without segments: class * label_divisor + instance, -1 is void."""
+        label_divisor = MetadataCatalog.get(self.dataset_name).label_divisor
         segments = []
         for label in np.unique(labels[labels >= 0]).tolist():
-            class_id = label // self.label_divisor
+            class_id = label // label_divisor
             segments.append(
                 {"id": label + 1, "category_id": class_id, "isthing": class_id in self.thing_ids}
             )
@@ -82,8 +80,15 @@ class PanopticEvaluator(DatasetEvaluator):
     def _with_dataset_id(self, segment: Mapping[str, Any]) -> dict[str, Any]:
         if "isthing" not in segment:  # as in Detectron2: the model gives the data set's ids
             return dict(segment)
-        ids = self.thing_ids if segment["isthing"] else self.stuff_ids
-        return {**segment, "category_id": ids[segment["category_id"]]}
+        kind, ids = ("thing", self.thing_ids) if segment["isthing"] else ("stuff", self.stuff_ids)
+        class_id = segment["category_id"]
+        if class_id not in ids:
+            raise DatasetError(
+                f"the model predicts class {class_id} as {kind}, which data set "
+                f"{self.dataset_name} does not have (its {kind} classes: {sorted(ids)}); evaluate "
+                "on the classes that the model was trained on"
+            )
+        return {**segment, "category_id": ids[class_id]}
 
     def evaluate(self) -> OrderedDict | None:
         """``{"panoptic_seg": {PQ, SQ, RQ, PQ_th, ..., PQ_st, ..., PQ-<class>}}`` in percent.
@@ -91,7 +96,7 @@ class PanopticEvaluator(DatasetEvaluator):
         NaN for a group or class that occurs nowhere. None on all but the main worker.
         """
         comm.synchronize()
-        gathered = comm.gather((self.annotations, self.pngs))
+        gathered = comm.gather(self.predictions)
         if not comm.is_main_process():
             return None
         with contextlib.ExitStack() as stack:
@@ -99,12 +104,14 @@ class PanopticEvaluator(DatasetEvaluator):
             pred_json = Path(folder) / "predictions.json"
             pred_folder = Path(folder) / "panoptic_png"
             pred_folder.mkdir(parents=True, exist_ok=True)
-            annotations = []
-            for part, pngs in gathered:
-                annotations += part
-                for file_name, png in pngs.items():
-                    (pred_folder / file_name).write_bytes(png)
-            pred_json.write_text(json.dumps({"annotations": annotations}))
+            annotations: dict[str, dict[str, Any]] = {}  # by file name
+            for annotation, png in itertools.chain.from_iterable(gathered):
+                file_name = annotation["file_name"]
+                if file_name in annotations:  # pictures of different folders may share a name
+                    file_name = f"{Path(file_name).stem}_{annotation['image_id']}.png"
+                annotations[file_name] = annotation | {"file_name": file_name}
+                (pred_folder / file_name).write_bytes(png)
+            pred_json.write_text(json.dumps({"annotations": list(annotations.values())}))
             result = panoptic_quality(self.gt_json, pred_json, self.gt_folder, pred_folder)
         logger.info("Panoptic quality:\n%s", pq_table(result))
         return OrderedDict(panoptic_seg=_in_percent(result))
@@ -118,6 +125,8 @@ def panoptic_quality(
 ) -> dict[str, Any]:
     """Compare two sets of COCO panoptic annotations.
 
+    Predictions for pictures that the ground truth does not have are passed over.
+
     Returns:
         ``All``, ``Things``, ``Stuff``: ``pq``, ``sq``, ``rq`` in [0, 1] (NaN for an empty group)
         and ``n``, the number of classes that occur; ``per_class``: the same without ``n`` by class
@@ -127,23 +136,19 @@ def panoptic_quality(
         DatasetError: a file is missing, or predictions and ground truth do not fit together.
     """
     categories, truth = _read(gt_json)
+    for category in categories:
+        if not {"id", "name", "isthing"} <= category.keys():
+            raise DatasetError(f"{gt_json}: category {category} needs an id, a name and isthing")
+    known = {category["id"] for category in categories}
     _, predictions = _read(pred_json)
-    _check(gt_json, truth, gt_folder)
-    _check(pred_json, predictions, pred_folder)
+    _check(gt_json, truth, gt_folder, known)
+    _check(pred_json, predictions, pred_folder, known)
     missing = sorted(truth.keys() - predictions.keys())
     if missing:
         raise DatasetError(
             f"{pred_json} has no prediction for {len(missing)} pictures of {gt_json}, the first "
             f"being image id {missing[0]}; predict them too, if only with an empty segments_info"
         )
-    known = {category["id"] for category in categories}
-    for image_id, annotation in predictions.items():
-        for segment in annotation["segments_info"]:
-            if segment["category_id"] not in known:
-                raise DatasetError(
-                    f"{pred_json}: segment {segment['id']} of image id {image_id} has category_id "
-                    f"{segment['category_id']}, which {gt_json} does not know"
-                )
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             scores = pq_compute(*map(os.fspath, (gt_json, pred_json, gt_folder, pred_folder)))
@@ -193,19 +198,34 @@ def _read(path: str | os.PathLike) -> tuple[list[dict[str, Any]], dict[int, dict
     """Categories, and annotations by image id, of a COCO panoptic json."""
     try:
         content = json.loads(Path(path).read_text())
-        annotations = {item["image_id"]: item for item in content["annotations"]}
-        for annotation in annotations.values():
-            annotation["segments_info"], annotation["file_name"]
+        annotations: dict[int, dict[str, Any]] = {}
+        for annotation in content["annotations"]:
+            if annotation["image_id"] in annotations:
+                raise DatasetError(
+                    f"{path} has two annotations of image id {annotation['image_id']}; keep one"
+                )
+            annotations[annotation["image_id"]] = annotation
+            for segment in annotation["segments_info"]:
+                segment["id"], segment["category_id"]
+            annotation["file_name"]
+        return content.get("categories", []), annotations
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except DatasetError:
+        raise
+    except (OSError, ValueError) as error:  # unreadable, no JSON, no text at all
+        raise DatasetError(f"{path} is no COCO panoptic json ({error})") from error
+    except (KeyError, TypeError) as error:
         raise DatasetError(f"{path} is no COCO panoptic json ({error!r})") from error
-    return content.get("categories", []), annotations
 
 
 def _check(
-    path: str | os.PathLike, annotations: Mapping[int, dict[str, Any]], folder: str | os.PathLike
+    path: str | os.PathLike,
+    annotations: Mapping[int, dict[str, Any]],
+    folder: str | os.PathLike,
+    categories: Set[int],
 ) -> None:
+    """What the scoring would pass over in silence, or call by no name of a file."""
     for image_id, annotation in annotations.items():
         png = Path(folder) / annotation["file_name"]
         if not png.is_file():
@@ -213,3 +233,14 @@ def _check(
                 f"{png} of image id {image_id} in {path} does not exist; check the folder of the "
                 "PNG files"
             )
+        seen = set()
+        for segment in annotation["segments_info"]:
+            where = f"{path}: segment {segment['id']} of image id {image_id}"
+            if segment["category_id"] not in categories:
+                raise DatasetError(
+                    f"{where} has category_id {segment['category_id']}, which is not among the "
+                    "categories of the ground truth; correct the segment, or add the category"
+                )
+            if segment["id"] in seen:
+                raise DatasetError(f"{where} is listed twice; keep one")
+            seen.add(segment["id"])

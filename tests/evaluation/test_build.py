@@ -1,11 +1,13 @@
+import json
+
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.structures import Boxes, Instances
 
-from mask2former.errors import ConfigError
-from mask2former.evaluation import PanopticEvaluator, build_evaluator
+from mask2former.errors import ConfigError, DatasetError
+from mask2former.evaluation import PanopticEvaluator, build, build_evaluator
 
 
 def kinds(evaluator):
@@ -20,7 +22,7 @@ def test_panoptic_sets_get_what_the_model_predicts(sample_cfg, tmp_path):
     test.SEMANTIC_ON = test.INSTANCE_ON = False
     assert kinds(build_evaluator(sample_cfg, "sample_val", str(tmp_path))) == everything[:1]
     test.PANOPTIC_ON = False
-    with pytest.raises(ConfigError, match="sample_val .*cannot be evaluated"):
+    with pytest.raises(ConfigError, match=r"sample_val .*cannot be evaluated"):
         build_evaluator(sample_cfg, "sample_val", str(tmp_path))
 
 
@@ -80,3 +82,66 @@ def test_no_predictions_at_all(sample_cfg, tmp_path):
         evaluator.process([record], [{"instances": instances, "panoptic_seg": (empty, [])}])
     results = evaluator.evaluate()
     assert results["panoptic_seg"]["PQ"] == 0
+
+
+@pytest.fixture
+def coco_set(tmp_path):
+    """Register a COCO instances set of one object; the object's id is 0, as many tools have it."""
+    name = "test_coco_set"
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 8}],
+        "annotations": [
+            {"id": 0, "image_id": 1, "category_id": 30, "bbox": [0, 0, 4, 4], "area": 16,
+             "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}
+        ],
+        "categories": [{"id": 30, "name": "nut"}, {"id": 70, "name": "date"}],
+    }  # fmt: skip
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    MetadataCatalog.get(name).set(
+        json_file=str(tmp_path / "instances.json"),
+        evaluator_type="coco",
+        thing_classes=["nut", "date"],
+        thing_dataset_id_to_contiguous_id={30: 0, 70: 1},
+    )
+    yield name
+    MetadataCatalog.remove(name)
+
+
+def test_objects_of_id_0_count(sample_cfg, coco_set, tmp_path):
+    evaluator = build_evaluator(sample_cfg, coco_set, str(tmp_path))
+    evaluator.reset()
+    instances = Instances((8, 8))
+    instances.pred_masks = torch.zeros(1, 8, 8).bool()
+    instances.pred_masks[:, :4, :4] = True
+    instances.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, 4.0, 4.0]]))
+    instances.scores, instances.pred_classes = torch.ones(1), torch.zeros(1).long()
+    evaluator.process([{"image_id": 1}], [{"instances": instances}])
+    results = evaluator.evaluate()
+    assert results["segm"]["AP-nut"] == results["bbox"]["AP-nut"] == pytest.approx(100)
+
+
+def test_an_instances_json_of_other_categories_is_refused(sample_cfg, coco_set, tmp_path):
+    metadata = MetadataCatalog.get(coco_set)
+    path = tmp_path / "instances.json"
+    content = json.loads(path.read_text())
+    content["categories"].append({"id": 90, "name": "table"})
+    path.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=r"instances\.json .*test_coco_set .*\[90\]"):
+        build_evaluator(sample_cfg, metadata.name, str(tmp_path))
+
+
+def test_label_maps_are_read_for_detectron2_main(sample_cfg, sample_root, tmp_path, monkeypatch):
+    """Its evaluator takes a reader, and writes into what that returns."""
+    given = {}
+
+    class Newer(SemSegEvaluator):
+        def __init__(self, *args, sem_seg_loading_fn=None, **kwargs):
+            given["reader"] = sem_seg_loading_fn
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(build, "SemSegEvaluator", Newer)
+    build.semantic_evaluator("sample_val", str(tmp_path))
+    record = DatasetCatalog.get("sample_val")[0]
+    labels = given["reader"](record["sem_seg_file_name"], dtype=int)
+    assert labels.dtype == int and labels.flags.writeable
+    assert (labels == semantic_truth(record)).all()

@@ -1,6 +1,9 @@
 import json
+import math
 
+import numpy as np
 import pytest
+from pycocotools.mask import encode, toBbox
 
 from mask2former.errors import DatasetError
 from mask2former.evaluation.instance import average_precision
@@ -65,3 +68,80 @@ def test_misfits_are_named(truth, tmp_path):
         average_precision(truth, tmp_path / "none.json")
     with pytest.raises(DatasetError, match="must hold a list"):
         average_precision(truth, truth)
+
+
+def rle(*, height=8, width=8):
+    """The 4 x 4 corner at the origin."""
+    mask = np.zeros((height, width), np.uint8, order="F")
+    mask[:4, :4] = 1
+    encoded = encode(mask)
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+
+
+MASK = {"image_id": 1, "category_id": 1, "score": 0.9, "segmentation": rle()}
+
+
+@pytest.mark.parametrize("changes", [{"id": 0}, {"iscrowd": None}], ids=["id 0", "no iscrowd"])
+def test_truth_as_other_tools_write_it(truth, tmp_path, changes):
+    """pycocotools alone says 0 for an annotation of id 0, and crashes without iscrowd."""
+    content = json.loads(truth.read_text())
+    content["annotations"][0] |= changes
+    if content["annotations"][0]["iscrowd"] is None:
+        del content["annotations"][0]["iscrowd"]
+    truth.write_text(json.dumps(content))
+    figures = average_precision(truth, write_results(tmp_path, MASK))
+    assert figures["AP"] == pytest.approx(1)
+
+
+def test_no_figure_for_sizes_that_do_not_occur(truth, tmp_path):
+    figures = average_precision(truth, write_results(tmp_path))
+    assert figures["AP"] == figures["APs"] == 0
+    assert math.isnan(figures["APm"]) and math.isnan(figures["APl"])
+
+
+def test_boxes_beside_the_masks_change_nothing(shared_data, tmp_path):
+    """Detectron2 saves both. The size of an object is its mask's then, too."""
+    root = shared_data / "coco_eval_val2014_100"
+    gt_json = root / "instances_val2014_100.json"
+    pred_json = root / "instances_val2014_fakesegm100_results.json"
+    results = json.loads(pred_json.read_text())
+    boxed = [r | {"bbox": toBbox(r["segmentation"]).tolist()} for r in results]
+    assert average_precision(gt_json, write_results(tmp_path, *boxed)) == pytest.approx(
+        average_precision(gt_json, pred_json), abs=0
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"category_id": 0}, r"results\.json: .* image id 1 has category_id 0, which .*gt\.json"),
+        (
+            {"segmentation": rle(height=9)},
+            r"results\.json: .* image id 1 .* no RLE of size \[8, 8\]",
+        ),
+        ({"segmentation": [[0, 0, 4, 0, 4, 4]]}, r"no RLE of size \[8, 8\]"),
+    ],
+    ids=["category", "size", "polygon"],
+)
+def test_results_that_would_count_for_nothing_are_named(truth, tmp_path, changes, message):
+    with pytest.raises(DatasetError, match=message):
+        average_precision(truth, write_results(tmp_path, MASK | changes))
+
+
+def test_malformed_files_are_named(truth, tmp_path):
+    no_score = {key: value for key, value in MASK.items() if key != "score"}
+    with pytest.raises(DatasetError, match=r"results\.json .* result 0 has no 'score'"):
+        average_precision(truth, write_results(tmp_path, no_score))
+    results = write_results(tmp_path, MASK)
+    with pytest.raises(DatasetError, match=r"results\.json is no COCO instances json"):
+        average_precision(results, results)
+    (tmp_path / "binary.json").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(DatasetError, match=r"binary\.json is no valid JSON"):
+        average_precision(truth, tmp_path / "binary.json")
+    with pytest.raises(DatasetError, match="cannot be read"):
+        average_precision(truth, tmp_path)
+    content = json.loads(truth.read_text())
+    del content["annotations"][0]["area"]
+    truth.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match=r"gt\.json: annotation 1 of image id 1 has no 'area'"):
+        average_precision(truth, results)

@@ -88,6 +88,60 @@ def test_misfits_are_named(write, tmp_path):
         panoptic_quality(truth[0], tmp_path / "none.json", truth[1], truth[1])
 
 
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c["annotations"].append(c["annotations"][0]), "two annotations of image id 3"),
+        (
+            lambda c: c["annotations"][0]["segments_info"].append({"id": 1, "category_id": 9}),
+            "segment 1 of image id 3 is listed twice",
+        ),
+        (lambda c: c["annotations"][0]["segments_info"][0].pop("category_id"), "'category_id'"),
+    ],
+)
+@pytest.mark.parametrize("side", ["gt", "pred"])
+def test_ambiguous_annotations_are_refused(write, side, change, message):
+    """Scored as they are, most of these would give a number, and a wrong one."""
+    files = {name: write(name, TRUTH, {1: 5, 2: 9}) for name in ("gt", "pred")}
+    edit(files[side][0], change)
+    with pytest.raises(DatasetError, match=rf"{side}\.json.*{message}"):
+        compare(files["gt"], files["pred"])
+
+
+def test_truth_of_unknown_categories_is_refused(write):
+    """It would be left out of the score in silence."""
+    truth = write("gt", TRUTH, {1: 5, 2: 77})
+    with pytest.raises(DatasetError, match=r"gt\.json: segment 2 of image id 3 has category_id 77"):
+        compare(truth, write("pred", TRUTH, {1: 5, 2: 9}))
+    truth = write("gt", TRUTH, {1: 5, 2: 9}, [THING, {"id": 9, "name": "sky"}])
+    with pytest.raises(DatasetError, match=r"gt\.json: category .*sky.* isthing"):
+        compare(truth, truth)
+
+
+def test_pictures_of_other_sizes_and_binary_files_are_named(write):
+    truth = write("gt", TRUTH, {1: 5, 2: 9})
+    with pytest.raises(DatasetError, match=r"pred\.json .*image 3: .*4×4 .*4×3"):
+        compare(truth, write("pred", [[1, 1, 2]] * 4, {1: 5, 2: 9}))
+    with pytest.raises(DatasetError, match=r"a\.png is no COCO panoptic json"):
+        compare(truth, (truth[1] / "a.png", truth[1]))
+
+
+def test_crowds_and_void_are_no_false_positives(write):
+    truth = write("gt", [[1, 1, 2, 0]] * 4, {1: 5, 2: 9})
+    edit(truth[0], lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd=1))
+    # Segment 1 lies in the crowd and segment 3 on void: neither counts. The sky matches.
+    prediction = write("pred", [[1, 1, 2, 3]] * 4, {1: 5, 2: 9, 3: 5})
+    result = compare(truth, prediction)
+    assert result["Stuff"]["pq"] == 1 and result["Stuff"]["n"] == 1
+    assert result["Things"]["n"] == 0 and math.isnan(result["Things"]["pq"])
+
+
 def test_known_numbers(shared_data):
     coco = shared_data / "coco"
     expected = json.loads((coco / "EXPECTED_PQ.json").read_text())
@@ -156,3 +210,60 @@ def test_evaluator_decodes_labels_without_segments(sample_root):
                 labels[mask] = segment["category_id"] * metadata.label_divisor + instance
         evaluator.process([record], [{"panoptic_seg": (torch.from_numpy(labels), None)}])
     assert evaluator.evaluate()["panoptic_seg"]["PQ"] == pytest.approx(100)
+
+
+@pytest.fixture
+def two_folders(tmp_path):
+    """A registered set whose two pictures, of different contents, are x/a.jpg and y/a.jpg."""
+    name = "test_two_folders"
+    images = {1: ("x/a.png", TRUTH), 2: ("y/a.png", PREDICTION)}
+    annotations = []
+    for image_id, (file_name, ids) in images.items():
+        path = tmp_path / "gt" / file_name
+        path.parent.mkdir(parents=True)
+        ids = np.array(ids, dtype=np.int32)
+        Image.fromarray(id2rgb(ids)).save(path)
+        infos = [
+            {"id": i, "category_id": c, "area": int((ids == i).sum()), "iscrowd": 0}
+            for i, c in ((1, 5), (2, 9))
+        ]
+        annotations.append({"image_id": image_id, "file_name": file_name, "segments_info": infos})
+    content = {"annotations": annotations, "categories": [THING, STUFF]}
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    MetadataCatalog.get(name).set(
+        panoptic_json=str(tmp_path / "gt.json"),
+        panoptic_root=str(tmp_path / "gt"),
+        thing_dataset_id_to_contiguous_id={5: 0},
+        stuff_dataset_id_to_contiguous_id={5: 0, 9: 1},
+    )
+    yield name
+    MetadataCatalog.remove(name)
+
+
+SEGMENTS = [
+    {"id": 1, "category_id": 0, "isthing": True},
+    {"id": 2, "category_id": 1, "isthing": False},
+]
+
+
+def test_pictures_of_one_name_are_kept_apart(two_folders, tmp_path):
+    evaluator = PanopticEvaluator(dataset_name=two_folders, output_dir=tmp_path / "kept")
+    for _ in range(2):  # a second evaluation of the same evaluator starts afresh
+        evaluator.reset()
+        for image_id, folder, ids in ((1, "x", TRUTH), (2, "y", PREDICTION)):
+            record = {"image_id": image_id, "file_name": f"{folder}/a.jpg"}
+            output = {"panoptic_seg": (torch.tensor(ids, dtype=torch.int32), SEGMENTS)}
+            evaluator.process([record], [output])
+        figures = evaluator.evaluate()["panoptic_seg"]
+        assert figures["PQ"] == figures["PQ-cat"] == figures["PQ-sky"] == 100
+    names = sorted(path.name for path in (tmp_path / "kept" / "panoptic_png").iterdir())
+    assert names == ["a.png", "a_2.png"]
+
+
+@pytest.mark.parametrize("class_id, isthing", [(7, False), (1, True)])
+def test_classes_that_the_set_does_not_have_are_named(two_folders, class_id, isthing):
+    evaluator = PanopticEvaluator(dataset_name=two_folders)
+    segments = [{"id": 1, "category_id": class_id, "isthing": isthing}]
+    output = {"panoptic_seg": (torch.ones(4, 4, dtype=torch.int32), segments)}
+    with pytest.raises(DatasetError, match=rf"class {class_id} as .*test_two_folders"):
+        evaluator.process([{"image_id": 1, "file_name": "x/a.jpg"}], [output])
