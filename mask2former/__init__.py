@@ -4,8 +4,14 @@ Importing this package registers the model with Detectron2; ``add_maskformer2_co
 its configuration keys.
 """
 
-from . import modeling
-from .config import add_maskformer2_config, get_maskformer2_cfg, load_config
+from pathlib import Path
+
+try:
+    from . import modeling
+    from .config import add_maskformer2_config, get_maskformer2_cfg, load_config
+except ImportError as error:
+    doctor = Path(__file__).with_name("doctor.py")
+    raise ImportError(f"{error}; to see what is missing, run: python {doctor}") from error
 from .errors import ConfigError, DatasetError, UserError
 
 __version__ = "0.1.0"

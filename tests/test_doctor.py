@@ -102,3 +102,12 @@ def test_runs_where_nothing_is_installed():
     for name in ("torch", "detectron2", "numpy"):
         assert f"`import {name}` fails" in result.stdout
     assert "make setup" in result.stdout
+
+
+def test_an_import_that_fails_names_the_doctor(tmp_path):
+    (tmp_path / "detectron2.py").write_text("raise ImportError('broken')\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import mask2former"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 1
+    assert "broken; to see what is missing, run: python" in process.stderr
+    assert "doctor.py" in process.stderr

@@ -7,12 +7,18 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
 
 
-def build_resize_augmentation(cfg: CfgNode) -> list[T.Augmentation]:
-    """``mask_former_*`` mappers: resize, crop, colour jitter, flip."""
+def build_resize_augmentation(cfg: CfgNode, *, crop_by_category: bool) -> list[T.Augmentation]:
+    """``mask_former_*`` mappers: resize, crop, colour jitter, flip.
+
+    Args:
+        crop_by_category: heed ``INPUT.CROP.SINGLE_CATEGORY_MAX_AREA``; takes semantic label maps.
+    """
     sizes = (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
     augmentations: list[T.Augmentation] = [T.ResizeShortestEdge(*sizes)]
     crop = cfg.INPUT.CROP
-    if crop.ENABLED:
+    if crop.ENABLED and not crop_by_category:
+        augmentations.append(T.RandomCrop(crop.TYPE, crop.SIZE))
+    elif crop.ENABLED:
         augmentations.append(
             T.RandomCrop_CategoryAreaConstraint(
                 crop.TYPE,

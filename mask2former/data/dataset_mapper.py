@@ -76,8 +76,8 @@ class PictureMapper:
 class TrainingMapper(PictureMapper):
     """Reads, augments and pads a picture together with its masks. Base of the tasks' mappers."""
 
-    # The semantic label map takes part in the augmentation, to choose the crop by its classes.
-    reads_semantic = False
+    # Whether the crop is chosen by the classes in it, for which the semantic label map is read.
+    crop_by_category = True
 
     @configurable
     def __init__(
@@ -87,9 +87,11 @@ class TrainingMapper(PictureMapper):
         image_format: str,
         ignore_label: int,
         size_divisibility: int,
+        reads_semantic: bool,
     ) -> None:
         """
         Args:
+            reads_semantic: let the semantic label map take part in the augmentation.
             ignore_label: of semantic label maps; what padding gets there.
             size_divisibility: pad pictures at the right and bottom to this size in pixels; as
                 published it is a size, not a divisor. Not positive: do not pad.
@@ -97,14 +99,16 @@ class TrainingMapper(PictureMapper):
         super().__init__(augmentations=augmentations, image_format=image_format)
         self.ignore_label = ignore_label
         self.size_divisibility = size_divisibility
+        self.reads_semantic = reads_semantic
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return {
-            "augmentations": build_resize_augmentation(cfg),
+            "augmentations": build_resize_augmentation(cfg, crop_by_category=cls.crop_by_category),
             "image_format": cfg.INPUT.FORMAT,
             "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
+            "reads_semantic": cls.crop_by_category and cfg.INPUT.CROP.ENABLED,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
@@ -163,7 +167,9 @@ class TrainingMapper(PictureMapper):
 class SemanticMapper(TrainingMapper):
     """``mask_former_semantic``: one mask for each class of the semantic label map."""
 
-    reads_semantic = True
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return super().from_config(cfg) | {"reads_semantic": True}
 
     def masks(
         self, record: dict[str, Any], aug_input: T.AugInput, transforms: TransformList
@@ -179,8 +185,6 @@ class SemanticMapper(TrainingMapper):
 
 class PanopticMapper(TrainingMapper):
     """``mask_former_panoptic``: one mask for each segment of the panoptic PNG."""
-
-    reads_semantic = True
 
     def masks(
         self, record: dict[str, Any], aug_input: T.AugInput, transforms: TransformList
@@ -202,6 +206,7 @@ class PanopticMapper(TrainingMapper):
 class InstanceMapper(TrainingMapper):
     """``mask_former_instance``: one mask for each annotation: polygons, RLE or bitmap, mixed."""
 
+    crop_by_category = False
     # As published, an object that the crop left out stays, with an empty mask.
     drop_empty = False
 
@@ -229,6 +234,7 @@ class LargeScaleJitter:
         return super().from_config(cfg) | {
             "augmentations": build_large_scale_jitter(cfg),
             "size_divisibility": 0,
+            "reads_semantic": False,
         }
 
 
@@ -240,8 +246,6 @@ class InstanceLSJMapper(LargeScaleJitter, InstanceMapper):
 
 class PanopticLSJMapper(LargeScaleJitter, PanopticMapper):
     """``coco_panoptic_lsj``."""
-
-    reads_semantic = False
 
 
 MAPPERS: dict[str, type[TrainingMapper]] = {

@@ -118,6 +118,7 @@ def test_crop(plain_cfg, record):
     plain_cfg.INPUT.CROP.ENABLED = True
     plain_cfg.INPUT.CROP.TYPE = "absolute"
     plain_cfg.INPUT.CROP.SIZE = [16, 24]
+    plain_cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
     for name in ("mask_former_semantic", "mask_former_panoptic", "mask_former_instance"):
         output = MAPPERS[name](plain_cfg)(record)
         assert output["image"].shape == (3, 16, 24)
