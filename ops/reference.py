@@ -22,8 +22,10 @@ def ms_deform_attn_reference(
     The one difference: the contribution of a location that is NaN or infinite is undefined.
     """
     batch, num_queries, num_heads = sampling_locations.shape[:3]
-    levels = value.split([height * width for height, width in spatial_shapes], dim=1)
-    grids = (2 * sampling_locations - 1).to(value.dtype)  # grid_sample counts from -1 to 1
+    # Half precision cannot tell apart the pixels of a wide level, and sums in it are coarse.
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    levels = value.to(dtype).split([height * width for height, width in spatial_shapes], dim=1)
+    grids = 2 * sampling_locations.to(dtype) - 1  # grid_sample counts from -1 to 1
     sampled = []
     for level, (height, width) in enumerate(spatial_shapes):
         maps = levels[level].permute(0, 2, 3, 1).flatten(0, 1)  # (B * M, D, H * W)
@@ -37,7 +39,7 @@ def ms_deform_attn_reference(
                 align_corners=False,
             )  # (B * M, D, Q, P)
         )
-    weights = attention_weights.to(value.dtype).transpose(1, 2)  # (B, M, Q, L, P)
+    weights = attention_weights.to(dtype).transpose(1, 2)  # (B, M, Q, L, P)
     weights = weights.reshape(batch * num_heads, 1, num_queries, -1)
     output = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # (B * M, D, Q)
-    return output.view(batch, -1, num_queries).transpose(1, 2).contiguous()
+    return output.view(batch, -1, num_queries).transpose(1, 2).contiguous().to(value.dtype)
