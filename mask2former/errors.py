@@ -23,5 +23,7 @@ def report_user_errors() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A loader's worker hands its error over with the traceback as a part of the message.
+        message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)

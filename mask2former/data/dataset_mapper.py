@@ -100,6 +100,7 @@ class TrainingMapper(PictureMapper):
         self.ignore_label = ignore_label
         self.size_divisibility = size_divisibility
         self.reads_semantic = reads_semantic
+        self.last_good: dict[str, Any] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -111,18 +112,25 @@ class TrainingMapper(PictureMapper):
             "reads_semantic": cls.crop_by_category and cfg.INPUT.CROP.ENABLED,
         }
 
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """Add ``image`` (3, h, w) uint8 and ``instances``: ``gt_classes`` (n,) int64
         and ``gt_masks`` (n, h, w) bool.
 
-        Returns None, and logs why, for a record that cannot be used: Detectron2's loader then
-        draws another, so that one bad file does not end a long run.
+        One bad file does not end a long run: it is logged, and the last good record takes its
+        place. (Detectron2's loader would draw another for None, but 0.6 cannot since Python 3.11.)
+
+        Raises:
+            DatasetError: the record cannot be used, and there was no good one before it.
         """
         try:
-            return self.map(copy.deepcopy(record))
+            mapped = self.map(copy.deepcopy(record))
         except DatasetError as error:
+            if self.last_good is None:
+                raise
             logger.error("left out of training: %s", error)
-            return None
+            return self.map(copy.deepcopy(self.last_good))
+        self.last_good = record
+        return mapped
 
     def map(self, record: dict[str, Any]) -> dict[str, Any]:
         image = self.read(record)

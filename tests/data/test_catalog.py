@@ -153,3 +153,22 @@ def test_loaders(sample_cfg):
     assert len(batch) == sample_cfg.SOLVER.IMS_PER_BATCH
     assert all(len(x["instances"]) for x in batch)
     assert len(list(build_test_loader(sample_cfg, "sample_val"))) == 4
+
+
+def test_an_unreadable_picture_ends_evaluation_in_one_line(sample_cfg, sample_root, capsys):
+    """Also from a worker process, whose errors arrive with a traceback in them."""
+    from mask2former.errors import report_user_errors
+
+    sample_cfg.DATALOADER.NUM_WORKERS = 1
+    loader = build_test_loader(sample_cfg, "sample_val")
+    path = sorted((sample_root / "val").iterdir())[0]
+    content = path.read_bytes()
+    path.write_bytes(content[:500])
+    try:
+        with pytest.raises(SystemExit) as stop, report_user_errors():
+            list(loader)
+    finally:
+        path.write_bytes(content)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: {path} cannot be read as a picture")

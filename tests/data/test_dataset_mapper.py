@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -163,27 +164,33 @@ def test_inference_mapper(plain_cfg, record):
 @pytest.mark.parametrize("damage", ["missing", "truncated", "text", "size"])
 def test_bad_pictures_are_named(plain_cfg, record, caplog, damage):
     path = record["file_name"]
+    good = record | {"file_name": shutil.copy(path, f"{path}.good.png")}
     if damage == "missing":
-        record["file_name"] = path = path + ".gone"
+        path += ".gone"
+        record = record | {"file_name": path}
     elif damage == "truncated":
         content = Path(path).read_bytes()
         Path(path).write_bytes(content[: len(content) // 2])
     elif damage == "text":
         Path(path).write_text("not a picture")
     else:
-        record["width"] += 1
+        record = record | {"width": record["width"] + 1}
     with pytest.raises(DatasetError, match=path):
         PictureMapper(plain_cfg)(record)
-    # Training goes on without the picture, and says so.
-    assert MAPPERS["mask_former_panoptic"](plain_cfg)(record) is None
-    assert path in caplog.text
+    mapper = MAPPERS["mask_former_panoptic"](plain_cfg)
+    with pytest.raises(DatasetError, match=path):
+        mapper(record)
+    # Once under way, training goes on without the picture, and says so.
+    mapper(good)
+    assert mapper(record)["file_name"] == good["file_name"]
+    assert f"left out of training: {path}" in caplog.text
 
 
-def test_records_without_the_ground_truth_the_mapper_needs(plain_cfg, record, caplog):
+def test_records_without_the_ground_truth_the_mapper_needs(plain_cfg, record):
     del record["pan_seg_file_name"], record["sem_seg_file_name"]
     for name in ("mask_former_semantic", "mask_former_panoptic", "coco_panoptic_lsj"):
-        assert MAPPERS[name](plain_cfg)(record) is None
-    assert "INPUT.DATASET_MAPPER_NAME" in caplog.text
+        with pytest.raises(DatasetError, match=r"another INPUT\.DATASET_MAPPER_NAME"):
+            MAPPERS[name](plain_cfg)(record)
 
 
 def test_every_sample_picture_maps(sample_cfg):
