@@ -1,0 +1,137 @@
+#!/usr/bin/env python
+"""Measure speed, as ratios within one run on one machine.
+
+    python tools/benchmark.py op                       # an 800 x 1216 picture, float32, batch 1
+    python tools/benchmark.py op --size 1024 1024 --batch 2 --dtype bfloat16 --device cuda
+
+``op``: multi-scale deformable attention, compiled against PyTorch's own operators, forward and
+backward, at the shapes of the pixel decoder: strides 8, 16 and 32, 8 heads of 32 channels, 4 points.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from mask2former.errors import UserError, report_user_errors
+from mask2former_ops import backend, ms_deform_attn, ms_deform_attn_reference
+
+STRIDES = (32, 16, 8)
+HEADS, CHANNELS, POINTS = 8, 32, 4
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    benchmark_op(args)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["op"])
+    parser.add_argument("--size", type=int, nargs=2, default=(800, 1216), metavar=("H", "W"))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument(
+        "--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    return parser.parse_args()
+
+
+def benchmark_op(args: argparse.Namespace) -> None:
+    status = backend(torch.device(args.device).type)
+    if status.name != "compiled":
+        raise UserError(f"there is nothing to compare on {args.device}: {status.reason}")
+    shapes, inputs = op_inputs(args)
+    value, locations, weights = inputs
+    grad = torch.randn(args.batch, locations.shape[1], HEADS * CHANNELS, device=args.device)
+    grad = grad.to(value.dtype)
+    exact = gradients(ms_deform_attn_reference, [x.double() for x in inputs], shapes, grad.double())
+    rows = []
+    for name, function in (("compiled", ms_deform_attn), ("PyTorch", ms_deform_attn_reference)):
+        results = gradients(function, inputs, shapes, grad)
+        error = max(
+            ((ours.double() - theirs).abs().max() / theirs.abs().max()).item()
+            for ours, theirs in zip(results, exact)
+        )
+        output = function(value, shapes, locations, weights)
+        times = {
+            "forward": lambda f=function: f(*detached(value, shapes, locations, weights)),
+            "backward": lambda o=output: torch.autograd.grad(o, inputs, grad, retain_graph=True),
+        }
+        medians = {key: measure(run, args.repeats, args.device) for key, run in times.items()}
+        rows.append([name, *medians.values(), error])
+    rows.append(["ratio", rows[1][1] / rows[0][1], rows[1][2] / rows[0][2], None])
+    print(
+        f"{args.size[0]} x {args.size[1]}, batch {args.batch}, {args.dtype}, {args.device}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}; medians of {args.repeats}"
+    )
+    headers = ["", "forward ms", "backward ms", "largest error"]
+    print(tabulate(rows, headers=headers, floatfmt=("", ".2f", ".2f", ".1e")))
+    print("error: of the output and all gradients, relative to the largest value, against float64")
+
+
+def op_inputs(args: argparse.Namespace) -> tuple[list[tuple[int, int]], list[Tensor]]:
+    """Level shapes; value, locations and weights as in an encoder layer, samples near their query."""
+    torch.manual_seed(0)
+    height, width = args.size
+    shapes = [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
+    pixels = sum(h * w for h, w in shapes)
+    value = torch.randn(args.batch, pixels, HEADS, CHANNELS)
+    centres = torch.cat(
+        [
+            torch.cartesian_prod((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w)
+            for h, w in shapes
+        ]
+    ).flip(-1)
+    sizes = torch.tensor([(w, h) for h, w in shapes])
+    offsets = 2 * torch.randn(args.batch, pixels, HEADS, len(shapes), POINTS, 2)
+    locations = centres[:, None, None, None] + offsets / sizes[:, None]
+    weights = torch.randn(args.batch, pixels, HEADS, len(shapes) * POINTS).softmax(-1)
+    weights = weights.unflatten(-1, (len(shapes), POINTS))
+    dtype = getattr(torch, args.dtype)
+    computed = torch.promote_types(dtype, torch.float32)
+    tensors = (value.to(dtype), locations.to(computed), weights.to(computed))
+    return shapes, [tensor.to(args.device).requires_grad_() for tensor in tensors]
+
+
+def detached(value: Tensor, shapes: object, *others: Tensor) -> tuple:
+    return (value.detach(), shapes, *(tensor.detach() for tensor in others))
+
+
+def gradients(
+    function: Callable, inputs: list[Tensor], shapes: list[tuple[int, int]], grad: Tensor
+) -> list[Tensor]:
+    """The output and the gradients of all inputs."""
+    inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+    output = function(inputs[0], shapes, *inputs[1:])
+    return [output, *torch.autograd.grad(output, inputs, grad)]
+
+
+def measure(run: Callable[[], object], repeats: int, device: str) -> float:
+    """Median milliseconds of ``run``, after two rounds of warm-up."""
+    cuda = torch.device(device).type == "cuda"
+    times = []
+    for _ in range(repeats + 2):
+        if cuda:
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        run()
+        if cuda:
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times[2:])
+
+
+if __name__ == "__main__":
+    with report_user_errors():
+        main()
