@@ -5,7 +5,7 @@
     python tools/benchmark.py op --size 1024 1024 --batch 2 --dtype bfloat16 --device cuda
 
 ``op``: multi-scale deformable attention, compiled against PyTorch's own operators, forward and
-backward, at the shapes of the pixel decoder: strides 8, 16 and 32, 8 heads of 32 channels, 4 points.
+backward, at the pixel decoder's shapes: strides 8, 16 and 32, 8 heads of 32 channels, 4 points.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def benchmark_op(args: argparse.Namespace) -> None:
 
 
 def op_inputs(args: argparse.Namespace) -> tuple[list[tuple[int, int]], list[Tensor]]:
-    """Level shapes; value, locations and weights as in an encoder layer, samples near their query."""
+    """Level shapes; value, locations and weights of an encoder layer, samples near queries."""
     torch.manual_seed(0)
     height, width = args.size
     shapes = [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
