@@ -16,9 +16,9 @@ from .painting import SUPERSAMPLING, Light, Sprite, mix
 # Segments with a smaller visible share of the picture are too small to ask for: they are ignored.
 MIN_VISIBLE = 0.006
 # Height in metres of what stands on the ground, and the range of its height in the picture.
-STANDING = {"person": (1.75, (0.27, 0.58)), "car": (1.5, (0.15, 0.27)), "tree": (5.0, (0.3, 0.68))}
+STANDING = {"person": (1.75, (0.33, 0.6)), "car": (1.5, (0.19, 0.3)), "tree": (5.0, (0.35, 0.7))}
 # Mean number of each thing in a picture that has any.
-EXPECTED = {"person": 1.8, "car": 1.3, "tree": 1.3, "balloon": 1.0}
+EXPECTED = {"person": 1.5, "car": 1.2, "tree": 1.2, "balloon": 1.0}
 MAX_THINGS = 7
 
 
@@ -256,7 +256,7 @@ def _find_spot(
     allowed = {"tree": ("grass",), "car": ("road", "grass"), "person": ("road", "grass")}[kind]
     if ground not in allowed or (kind == "car" and ground == "grass" and rng.random() < 0.7):
         return None
-    if any(_overlap(box, other) > 0.45 for other in boxes):
+    if any(_overlap(box, other) > 0.35 for other in boxes):
         return None
     return x, y, box
 
