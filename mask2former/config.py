@@ -47,6 +47,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     # Backbone features that the deformable encoder sees; the finer ones join through an FPN.
     head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
+    # As published without effect: the encoder has MODEL.MASK_FORMER.NHEADS heads.
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
 
     # --- transformer decoder ----------------------------------------------------------------

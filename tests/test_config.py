@@ -1,9 +1,12 @@
 from pathlib import Path
 
 import pytest
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from detectron2.projects.deeplab import add_deeplab_config
 
 from mask2former import ConfigError, get_maskformer2_cfg, load_config
+from mask2former.config import _leaf_keys
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if not p.name.startswith("catalog"))
@@ -16,6 +19,18 @@ def test_every_config_builds(path):
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
     assert model.sem_seg_head.num_classes == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+
+
+def test_every_added_key_has_a_reader():
+    before = get_cfg()
+    add_deeplab_config(before)
+    known = set(_leaf_keys(before))
+    added = set(_leaf_keys(get_maskformer2_cfg())) - known
+    assert len(added) > 30
+    sources = [p for p in (ROOT / "mask2former").rglob("*.py") if p.name != "config.py"]
+    sources = "".join(p.read_text() for p in sources)
+    unread = {key for key in added if f".{key.rpartition('.')[2]}" not in sources}
+    assert not unread
 
 
 def test_missing_file():

@@ -97,13 +97,17 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        head = cfg.MODEL.SEM_SEG_HEAD
+        head, nheads = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER.NHEADS
+        if head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS not in (8, nheads):
+            raise ValueError(
+                "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS never had an effect: "
+                "the encoder has as many heads as the decoder; set MODEL.MASK_FORMER.NHEADS"
+            )
         return {
             "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
             "transformer_in_features": head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
             "transformer_dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
-            # The published code gives the encoder the decoder's number of heads.
-            "transformer_nheads": cfg.MODEL.MASK_FORMER.NHEADS,
+            "transformer_nheads": nheads,
             "transformer_enc_layers": head.TRANSFORMER_ENC_LAYERS,
             "transformer_num_points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
             "conv_dim": head.CONVS_DIM,

@@ -129,6 +129,7 @@ def test_resizing_mask_features_equals_resizing_mask_logits():
         ("MASK_FORMER.TRANSFORMER_DECODER_NAME", "Standard"),
         ("MASK_FORMER.TRANSFORMER_IN_FEATURE", "res5"),
         ("MASK_FORMER.ENC_LAYERS", 2),
+        ("SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS", 16),
         ("MASK_FORMER.DEC_LAYERS", 1),
     ],
 )
