@@ -37,6 +37,31 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     # Learning rate of the backbone, as a factor of BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1
 
+    # --- Swin backbone (MODEL.BACKBONE.NAME: D2SwinTransformer) ------------------------------
+    swin = cfg.MODEL.SWIN = CfgNode()
+    # Side of the pictures that the backbone was pretrained on: shapes the position embedding.
+    swin.PRETRAIN_IMG_SIZE = 224
+    swin.PATCH_SIZE = 4
+    swin.EMBED_DIM = 96
+    # Blocks, and heads of each, in the four stages.
+    swin.DEPTHS = [2, 2, 6, 2]
+    swin.NUM_HEADS = [3, 6, 12, 24]
+    swin.WINDOW_SIZE = 7
+    swin.MLP_RATIO = 4.0
+    swin.QKV_BIAS = True
+    # Factor of the attention logits; None: head channels ** -0.5.
+    swin.QK_SCALE = None
+    swin.DROP_RATE = 0.0
+    swin.ATTN_DROP_RATE = 0.0
+    # Stochastic depth of the last block; it grows linearly from 0.
+    swin.DROP_PATH_RATE = 0.3
+    # Absolute position embedding; a norm after the patch embedding.
+    swin.APE = False
+    swin.PATCH_NORM = True
+    swin.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Compute activations again in the backward pass, to save memory.
+    swin.USE_CHECKPOINT = False
+
     # --- pixel decoder ----------------------------------------------------------------------
     head = cfg.MODEL.SEM_SEG_HEAD
     head.PIXEL_DECODER_NAME = "BasePixelDecoder"  # configs name MSDeformAttnPixelDecoder
