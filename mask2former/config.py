@@ -1,6 +1,7 @@
 """The configuration keys of Mask2Former, and the one way tools read a configuration file."""
 
 import difflib
+import io
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -120,12 +121,37 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
 
 
+# How the configs published with the paper write their lists of sizes: Python inside YAML.
+_SIZES = re.compile(
+    r"""!!python/object/apply:eval\s*\[\s*["']\[\s*int\(x \* ([\d.]+) \* (\d+)\)\s*"""
+    r"""for x in range\((\d+), (\d+)\)\s*\]["']\s*\]"""
+)
+
+
+class SafeCfgNode(CfgNode):
+    """A CfgNode that runs no code of a YAML file, and yet reads the published files."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> io.StringIO:
+        with super()._open_cfg(filename) as file:
+            return io.StringIO(_SIZES.sub(_list_sizes, file.read()))
+
+    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
+        # allow_unsafe, Detectron2's default, would run whatever code a file names.
+        super().merge_from_file(cfg_filename, allow_unsafe=False)
+
+
+def _list_sizes(match: re.Match) -> str:
+    factor, side, start, stop = match.groups()
+    return str([int(x * float(factor) * int(side)) for x in range(int(start), int(stop))])
+
+
 def get_maskformer2_cfg() -> CfgNode:
     """Detectron2's defaults with the keys of DeepLab and Mask2Former, as the configs need them."""
     cfg = get_cfg()
     add_deeplab_config(cfg)  # the WarmupPolyLR schedule and the ResNet stem of Cityscapes
     add_maskformer2_config(cfg)
-    return cfg
+    return SafeCfgNode(cfg)
 
 
 def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -> CfgNode:
@@ -145,8 +171,7 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
         raise ConfigError(f"config file {config_file} does not exist")
     cfg = get_maskformer2_cfg()
     try:
-        # allow_unsafe would run whatever code a YAML file names.
-        cfg.merge_from_file(config_file, allow_unsafe=False)
+        cfg.merge_from_file(config_file)
     except FileNotFoundError as error:
         raise ConfigError(f"{config_file}: its _BASE_ {error.filename} does not exist") from error
     except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
@@ -162,6 +187,10 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
 
 def _explain(cfg: CfgNode, error: Exception) -> str:
     """What ``error`` says, and for an unknown key the known one that resembles it most."""
+    if isinstance(error, yaml.constructor.ConstructorError) and "python/" in str(error.problem):
+        tag = str(error.problem).rpartition("python/")[2].rstrip("'")
+        line = error.problem_mark.line + 1
+        return f"line {line} would run code (!!python/{tag}); write the value out instead"
     message = str(error.args[0]) if error.args else str(error)
     unknown = re.match(r"Non-existent (?:config )?key: (\S+)", message)
     if unknown is None:

@@ -1,24 +1,14 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from detectron2.config import get_cfg
-from detectron2.modeling import build_model
 from detectron2.projects.deeplab import add_deeplab_config
 
 from mask2former import ConfigError, get_maskformer2_cfg, load_config
 from mask2former.config import _leaf_keys
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if not p.name.startswith("catalog"))
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT / "configs")))
-def test_every_config_builds(path):
-    cfg = get_maskformer2_cfg()
-    cfg.merge_from_file(str(path), allow_unsafe=False)
-    cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg)
-    assert model.sem_seg_head.num_classes == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
 
 
 def test_every_added_key_has_a_reader():
@@ -62,6 +52,14 @@ def test_wrong_type_and_odd_overrides():
         load_config(base, ["SOLVER.MAX_ITER"])
 
 
+def test_the_published_way_to_write_sizes(tmp_path):
+    path = tmp_path / "x.yaml"
+    sizes = '!!python/object/apply:eval ["[int(x * 0.1 * 640) for x in range(5, 21)]"]'
+    path.write_text(f"INPUT:\n  MIN_SIZE_TRAIN: {sizes}\n")
+    sizes = load_config(path).INPUT.MIN_SIZE_TRAIN
+    assert sizes == tuple(int(x * 0.1 * 640) for x in range(5, 21))
+
+
 def test_broken_yaml_and_yaml_that_runs_code(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("MODEL: [\n")
@@ -69,6 +67,8 @@ def test_broken_yaml_and_yaml_that_runs_code(tmp_path):
         load_config(path)
     marker = tmp_path / "ran"
     path.write_text(f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{marker}']\n")
-    with pytest.raises(ConfigError, match=r"x\.yaml"):
+    with pytest.raises(ConfigError, match=r"x\.yaml: line 1 would run code .*os\.mkdir"):
         load_config(path)
+    with pytest.raises(yaml.YAMLError):
+        get_maskformer2_cfg().merge_from_file(str(path), allow_unsafe=True)
     assert not marker.exists()
