@@ -17,12 +17,12 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from . import modeling  # noqa: F401  (registers the model)
 from .checkpoint import load_weights
 from .config import load_config
 from .data import build_test_loader, build_train_loader
 from .errors import ConfigError
 from .evaluation import build_evaluator
+from .modeling import SemanticSegmentorWithTTA  # importing the package registers the model
 from .solver import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,24 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
         raise ConfigError("there is nothing to evaluate on: DATASETS.TEST is empty")
     model = Trainer.build_model(cfg)
     load_weights(model, cfg.MODEL.WEIGHTS)
-    return Trainer.test(cfg, model)
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(test_with_augmentation(cfg, model))
+    return results
+
+
+def test_with_augmentation(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """Semantic segmentation averaged over ``TEST.AUG``; results under ``sem_seg_TTA``."""
+    augmented = SemanticSegmentorWithTTA(cfg, model)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+    evaluators = [
+        build_evaluator(cfg, name, os.path.join(folder, name)) for name in cfg.DATASETS.TEST
+    ]
+    results = Trainer.test(cfg, augmented, evaluators)
+    return {f"{name}_TTA": value for name, value in results.items()}
 
 
 def save_results(results: dict[str, Any], path: str | os.PathLike) -> None:

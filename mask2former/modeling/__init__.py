@@ -4,6 +4,7 @@ from .backbone import D2SwinTransformer
 from .mask_former_head import MaskFormerHead
 from .meta_arch import MaskFormer
 from .pixel_decoder import MSDeformAttnPixelDecoder
+from .test_time_augmentation import SemanticSegmentorWithTTA
 from .transformer_decoder import TRANSFORMER_DECODER_REGISTRY, MultiScaleMaskedTransformerDecoder
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "MaskFormer",
     "MaskFormerHead",
     "MultiScaleMaskedTransformerDecoder",
+    "SemanticSegmentorWithTTA",
 ]
