@@ -115,7 +115,7 @@ setup(
     packages=[*find_packages(include=["mask2former*"]), "mask2former_ops"],
     package_dir={"mask2former_ops": "ops"},
     include_package_data=False,  # else the sources of the operator would be installed too
-    package_data={"mask2former": ["data/categories/*.json"]},
+    package_data={"mask2former": ["data/categories/*.json", "checkpoint/*.json"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": OptionalBuildExtension},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

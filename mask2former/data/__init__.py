@@ -1,6 +1,7 @@
-"""Data sets, mappers and loaders."""
+"""Data sets, mappers and loaders. Importing this package registers the builtin data sets."""
 
 from .build import build_test_loader, build_train_loader, build_training_mapper
+from .builtin import register_builtin
 from .catalog import register_catalog, register_dataset
 from .dataset_mapper import MAPPERS, PictureMapper
 
@@ -10,6 +11,7 @@ __all__ = [
     "build_test_loader",
     "build_train_loader",
     "build_training_mapper",
+    "register_builtin",
     "register_catalog",
     "register_dataset",
 ]

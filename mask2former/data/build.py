@@ -7,6 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
+    MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
     get_detection_dataset_dicts,
@@ -14,6 +15,7 @@ from detectron2.data import (
 from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, DatasetError
+from .builtin import check_builtin
 from .dataset_mapper import MAPPERS, PictureMapper, TrainingMapper
 
 # What a record may name on disk.
@@ -70,6 +72,14 @@ def load_records(cfg: CfgNode, names: Sequence[str], *, filter_empty: bool) -> l
             raise ConfigError(
                 f"data set {name} (DATASETS.TRAIN or DATASETS.TEST) is not registered; describe "
                 "it in a catalog and name that in DATASETS.CATALOG"
+            )
+        check_builtin(name)
+        ignored = MetadataCatalog.get(name).get("ignore_label")
+        if ignored is not None and ignored != cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE:
+            raise ConfigError(
+                f"data set {name} ignores pixels with the label {ignored}; set "
+                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE, which is {cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}, "
+                "to that"
             )
     records = get_detection_dataset_dicts(names, filter_empty=filter_empty)
     check_records(", ".join(names), records, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)

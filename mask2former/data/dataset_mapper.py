@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import DatasetError
 from .augmentation import build_large_scale_jitter, build_resize_augmentation
 from .panoptic_png import rgb2id
-from .picture import read_label_map, read_picture
+from .picture import apply_label_map, read_label_map, read_picture
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class TrainingMapper(PictureMapper):
         image = self.read(record)
         semantic = None
         if self.reads_semantic and "sem_seg_file_name" in record:
-            semantic = read_label_map(record["sem_seg_file_name"]).astype("double")
+            semantic = self.read_semantic(record)
         aug_input = T.AugInput(image, sem_seg=semantic)
         transforms = self.augmentations(aug_input)
         padding = self.padding(aug_input.image.shape[:2])
@@ -147,6 +147,19 @@ class TrainingMapper(PictureMapper):
         for key in ("annotations", "segments_info"):
             record.pop(key, None)
         return record
+
+    def read_semantic(self, record: dict[str, Any]) -> np.ndarray:
+        """The semantic label map of a record, (h, w) float64 as Detectron2's augmentations want."""
+        labels = read_label_map(record["sem_seg_file_name"])
+        expected = (record["height"], record["width"])
+        if labels.shape != expected:
+            raise DatasetError(
+                f"{record['sem_seg_file_name']} has shape {labels.shape}, but its picture "
+                f"{record['file_name']} is {expected}; a label map has one value for each pixel"
+            )
+        if "sem_seg_label_map" in record:
+            labels = apply_label_map(labels, record["sem_seg_label_map"], self.ignore_label)
+        return labels.astype("double")
 
     def padding(self, size: tuple[int, int]) -> PadTransform:
         """Pads a picture of (height, width) up to ``size_divisibility``."""

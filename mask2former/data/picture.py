@@ -1,5 +1,7 @@
 """Reading pictures and label maps, with errors that name the file."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from detectron2.data import detection_utils
 from PIL import Image
@@ -26,6 +28,14 @@ def read_label_map(path: str) -> np.ndarray:
         DatasetError: the file is missing, truncated or no picture.
     """
     return _read(path, None)
+
+
+def apply_label_map(labels: np.ndarray, label_map: Mapping[int, int], ignore: int) -> np.ndarray:
+    """Replace the values of a label map; values not among ``label_map`` become ``ignore``."""
+    table = np.full(max(int(labels.max(initial=0)), *label_map) + 1, ignore)
+    for value, class_id in label_map.items():
+        table[value] = class_id
+    return table[labels]
 
 
 def _read(path: str, image_format: str | None) -> np.ndarray:

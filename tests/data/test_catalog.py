@@ -1,7 +1,11 @@
 import json
 
+import numpy as np
 import pytest
+import torch
+import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from mask2former.data import build_test_loader, build_train_loader, register_catalog
 from mask2former.data.catalog import register_dataset
@@ -69,6 +73,73 @@ def test_coco_panoptic(sample_root):
         for ours, theirs in zip(record["segments_info"], annotation["segments_info"]):
             assert metadata.stuff_classes[ours["category_id"]] == names[theirs["category_id"]]
             assert ours["isthing"] == (names[theirs["category_id"]] in things)
+
+
+@pytest.fixture
+def semantic_folders(tmp_path):
+    """Two pictures with label maps (7: road, 26: car, 3: unlabelled), and one without."""
+    labels = np.full((8, 10), 7, dtype=np.uint8)
+    labels[:2], labels[2:4] = 26, 3
+    for name in ("x/a", "x/b", "c"):
+        for folder in ("pictures", "labels"):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 10, 3), np.uint8)).save(tmp_path / f"pictures/{name}.jpg")
+        if name != "c":
+            Image.fromarray(labels).save(tmp_path / f"labels/{name}.png")
+    return tmp_path
+
+
+def test_semantic_folders(semantic_folders, sample_cfg, caplog):
+    entry = {
+        "format": "semantic",
+        "image_root": "pictures",
+        "label_root": "labels",
+        "classes": [{"name": "road", "color": [1, 2, 3]}, {"name": "car", "color": [4, 5, 6]}],
+        "label_map": {7: 0, 26: 1},
+    }
+    (semantic_folders / "catalog.yaml").write_text(yaml.safe_dump({"test_road": entry}))
+    register_catalog(semantic_folders / "catalog.yaml")
+    metadata = MetadataCatalog.get("test_road")
+    assert metadata.stuff_classes == ["road", "car"] and metadata.ignore_label == 255
+    assert metadata.evaluator_type == "sem_seg" and metadata.stuff_colors[1] == [4, 5, 6]
+    records = DatasetCatalog.get("test_road")
+    assert [record["image_id"] for record in records] == ["x/a", "x/b"]
+    assert "c.jpg has no counterpart" in caplog.text
+    sample_cfg.DATASETS.TRAIN = ("test_road",)
+    sample_cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
+    sample_cfg.INPUT.RANDOM_FLIP = "none"
+    sample_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
+    x = next(iter(build_train_loader(sample_cfg)))[0]["instances"]
+    assert x.gt_classes.tolist() == [0, 1]
+    areas = x.gt_masks.flatten(1).float().mean(1)
+    torch.testing.assert_close(areas, torch.tensor([0.5, 0.25]))
+    sample_cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 65
+    with pytest.raises(ConfigError, match="test_road ignores pixels with the label 255"):
+        build_train_loader(sample_cfg)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"classes": "road"}, "classes must be a list"),
+        ({"classes": [1]}, "classes must be a list of names"),
+        ({"ignore_value": 1}, "ignore_value 1 is also the number of class 'car'"),
+        ({"label_map": {7: 2}}, "label_map leads to class 2, but there are classes 0 to 1"),
+    ],
+)
+def test_malformed_semantic_entries(semantic_folders, change, message):
+    entry = {"format": "semantic", "image_root": "pictures", "label_root": "labels"}
+    entry |= {"classes": ["road", "car"]} | change
+    (semantic_folders / "catalog.yaml").write_text(yaml.safe_dump({"test_bad": entry}))
+    with pytest.raises(DatasetError, match=message):
+        register_catalog(semantic_folders / "catalog.yaml")
+
+
+def test_semantic_folders_without_a_pair(tmp_path):
+    entry = {"format": "semantic", "image_root": str(tmp_path), "label_root": str(tmp_path)}
+    register_dataset("test_no_pair", entry | {"classes": ["road"]})
+    with pytest.raises(DatasetError, match="no picture below .* has a label map of the same name"):
+        DatasetCatalog.get("test_no_pair")
 
 
 @pytest.mark.parametrize(
