@@ -17,9 +17,9 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from .checkpoint import load_weights
+from .checkpoint import find_model, load_weights
 from .config import load_config
-from .data import build_test_loader, build_train_loader
+from .data import build_test_loader, build_train_loader, class_names
 from .errors import ConfigError
 from .evaluation import build_evaluator
 from .modeling import SemanticSegmentorWithTTA  # importing the package registers the model
@@ -28,8 +28,23 @@ from .solver import build_optimizer
 logger = logging.getLogger(__name__)
 
 
+class ClassNames(list):
+    """The names of the classes, as a part of a checkpoint: fine-tuning finds its rows by them."""
+
+    def state_dict(self) -> list[str]:
+        return list(self)
+
+    def load_state_dict(self, names: list[str]) -> None:
+        """Nothing: the data set decides."""
+
+
 class Trainer(DefaultTrainer):
     """Trains and evaluates what a configuration describes."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)
+        if names := class_names(cfg.DATASETS.TRAIN[0]):
+            self.checkpointer.add_checkpointable("class_names", ClassNames(names))
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
@@ -59,7 +74,13 @@ class Trainer(DefaultTrainer):
         if resume and self.checkpointer.has_checkpoint():
             super().resume_or_load(resume=True)
         elif self.cfg.MODEL.WEIGHTS:
-            load_weights(self.model, self.cfg.MODEL.WEIGHTS)
+            published = find_model(self.cfg.MODEL.WEIGHTS)
+            load_weights(
+                self.checkpointer.model,
+                self.cfg.MODEL.WEIGHTS,
+                class_names=class_names(self.cfg.DATASETS.TRAIN[0]),
+                source_class_names=published and class_names(published.dataset),
+            )
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -125,7 +146,7 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
     if not cfg.DATASETS.TEST:
         raise ConfigError("there is nothing to evaluate on: DATASETS.TEST is empty")
     model = Trainer.build_model(cfg)
-    load_weights(model, cfg.MODEL.WEIGHTS)
+    load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(test_with_augmentation(cfg, model))

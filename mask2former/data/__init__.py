@@ -2,7 +2,7 @@
 
 from .build import build_test_loader, build_train_loader, build_training_mapper
 from .builtin import register_builtin
-from .catalog import register_catalog, register_dataset
+from .catalog import class_names, register_catalog, register_dataset
 from .dataset_mapper import MAPPERS, PictureMapper
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "build_test_loader",
     "build_train_loader",
     "build_training_mapper",
+    "class_names",
     "register_builtin",
     "register_catalog",
     "register_dataset",

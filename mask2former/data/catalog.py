@@ -31,7 +31,7 @@ from string import Template
 from typing import Any
 
 import yaml
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import DatasetError
 from .formats import FORMATS, Entry
@@ -76,6 +76,16 @@ def register_dataset(name: str, entry: Entry) -> None:
         raise DatasetError(f"a data set named {name} is registered already; choose another name")
     FORMATS[entry["format"]].register(name, entry)
     _registered[name] = dict(entry)
+
+
+def class_names(name: str) -> list[str] | None:
+    """The names of a registered data set's classes, by contiguous id; None if it has none."""
+    metadata = MetadataCatalog.get(name)
+    instances_only = metadata.get("evaluator_type") in ("coco", "cityscapes_instance")
+    # Cityscapes' sets all list both; panoptic ones list all classes as stuff_classes.
+    kinds = ("thing_classes", "stuff_classes")
+    lists = [metadata.get(kind) for kind in (kinds if instances_only else kinds[::-1])]
+    return next((list(names) for names in lists if names), None)
 
 
 def _check_entry(path: Path, name: str, entry: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Predictor:
         if not names:
             raise ConfigError("DATASETS.TEST must name the data set whose classes the model knows")
         self.model = build_model(cfg).eval()
-        load_weights(self.model, cfg.MODEL.WEIGHTS)
+        load_weights(self.model, cfg.MODEL.WEIGHTS, complete=True)
         self.image_format = cfg.INPUT.FORMAT
         self.metadata = MetadataCatalog.get(names[0])
         self.resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)

@@ -1,0 +1,212 @@
+import logging
+import pickle
+from collections import OrderedDict
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from mask2former.checkpoint import load_weights
+from mask2former.checkpoint.adapt import match_classes
+from mask2former.checkpoint.names import detect_layout
+from mask2former.errors import ConfigError
+from mask2former.trainer import Trainer, evaluate
+
+PREDICTOR = "sem_seg_head.predictor."
+
+
+@pytest.fixture
+def build(tiny_cfg):
+    def build(seed=0, **changes):
+        cfg = tiny_cfg.clone()
+        cfg.merge_from_list([x for pair in changes.items() for x in pair])
+        torch.manual_seed(seed)
+        return build_model(cfg)
+
+    return build
+
+
+def save(path, content):
+    if path.suffix == ".pkl":
+        arrays = {name: tensor.numpy() for name, tensor in content.items()}
+        path.write_bytes(pickle.dumps({"model": arrays, "__author__": "third_party"}))
+    else:
+        torch.save(content, path)
+    return str(path)
+
+
+def first_names(state):
+    """The names of the published code's first version."""
+
+    def old(name):
+        name = name.replace("sem_seg_head.pixel_decoder.", "sem_seg_head.")
+        return name.replace("query_feat", "static_query")
+
+    return {old(name): tensor for name, tensor in state.items()}
+
+
+def with_metadata(state, version):
+    state = OrderedDict(state)
+    state._metadata = OrderedDict({"sem_seg_head": {"version": version}})
+    return state
+
+
+LAYOUTS = {
+    "plain.pth": lambda state: dict(state),
+    "metadata.pth": lambda state: {"model": with_metadata(state, 2)},
+    "metadata of version 1, new names.pth": lambda state: {"model": with_metadata(state, 1)},
+    "v1.pth": lambda state: {"model": first_names(state)},
+    "v1 with metadata.pth": lambda state: {"model": with_metadata(first_names(state), 2)},
+    "numpy.pkl": lambda state: state,
+    "numpy v1.pkl": first_names,
+    "ddp.pth": lambda state: {"model": {f"module.{n}": t for n, t in state.items()}},
+    "lightning.pth": lambda state: {"state_dict": {f"model.{n}": t for n, t in state.items()}},
+}
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_every_layout_loads_whole(build, tmp_path, kind):
+    source, model = build(seed=1), build(seed=2)
+    path = save(tmp_path / kind, LAYOUTS[kind](source.state_dict()))
+    report = load_weights(model, path, complete=True)
+    assert all(loaded == total > 0 for loaded, total in report.loaded.values())
+    assert not (report.missing or report.unexpected or report.mismatched)
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_safetensors(build, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    source, model = build(seed=1), build(seed=2)
+    safetensors.save_file(source.state_dict(), tmp_path / "x.safetensors")
+    load_weights(model, str(tmp_path / "x.safetensors"), complete=True)
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_what_is_missing_left_over_or_of_another_shape(build, tmp_path, caplog):
+    state = build(seed=1).state_dict()
+    name = f"{PREDICTOR}mask_embed.layers.0.weight"
+    del state[f"{PREDICTOR}decoder_norm.bias"]
+    state[name] = state[name][:5]
+    state["sem_seg_head.predictor.extra"] = torch.zeros(1)
+    path = save(tmp_path / "x.pth", state)
+    with caplog.at_level(logging.INFO, logger="mask2former"):
+        report = load_weights(build(), path)
+    assert report.missing == [f"{PREDICTOR}decoder_norm.bias"]
+    assert report.unexpected == ["sem_seg_head.predictor.extra"]
+    assert list(report.mismatched) == [name]
+    loaded, total = report.loaded["sem_seg_head.predictor"]
+    assert total - loaded == 32 + 32 * 32
+    assert report.loaded["backbone"][0] == report.loaded["backbone"][1]
+    assert "100.0 %" in caplog.text and "decoder_norm.bias" in caplog.text
+    with pytest.raises(ConfigError, match=r"x\.pth does not hold this model.*2 parameters"):
+        load_weights(build(), path, complete=True)
+
+
+def test_backbones_alone(build, tmp_path):
+    """As Detectron2's ImageNet weights: without the prefix, with a classifier."""
+    source = build(seed=1).backbone.state_dict()
+    content = {n: t for n, t in source.items() if "num_batches" not in n}
+    content |= {"fc1000.weight": torch.zeros(3, 4)}
+    path = save(tmp_path / "R-50.pkl", content)
+    model = build(seed=2)
+    report = load_weights(model, path)
+    assert report.loaded["backbone"][0] == report.loaded["backbone"][1] > 0
+    assert report.loaded["sem_seg_head.predictor"][0] == 0
+    for name, tensor in content.items():
+        if name != "fc1000.weight":
+            assert torch.equal(model.backbone.state_dict()[name], tensor)
+    with pytest.raises(ConfigError, match="nothing of the heads"):
+        load_weights(model, path, complete=True)
+
+
+def test_layouts_are_told_by_names():
+    assert detect_layout(["model.pixel_level_module.encoder.x"]) == "huggingface"
+    assert detect_layout(["module.sem_seg_head.x", "module.backbone.y"]) == "mask2former"
+    assert detect_layout(["conv1.weight", "layer1.0.conv1.weight"]) == "torchvision"
+    swin = ["layers.0.blocks.0.attn.qkv.weight"]
+    assert detect_layout([*swin, "layers.0.downsample.norm.weight"]) == "swin"
+    assert detect_layout([*swin, "layers.1.downsample.norm.weight"]) == "timm"
+    assert detect_layout(["stem.conv1.weight"]) == "detectron2"
+
+
+def test_rows_of_the_class_head_by_name(build, tmp_path):
+    source = build(seed=1, **{"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 4})
+    model = build(seed=2, **{"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3})
+    fresh = model.state_dict()[f"{PREDICTOR}class_embed.weight"].clone()
+    content = {
+        "model": source.state_dict(),
+        "class_names": ["cat", "Car", "wall-other-merged", "a"],
+    }
+    report = load_weights(
+        model, save(tmp_path / "x.pth", content), class_names=["wall", "boat", "auto, car"]
+    )
+    weight = model.state_dict()[f"{PREDICTOR}class_embed.weight"]
+    expected = source.state_dict()[f"{PREDICTOR}class_embed.weight"]
+    assert torch.equal(weight[[0, 2, 3]], expected[[2, 1, 4]])  # the last is "no object"
+    assert torch.equal(weight[1], fresh[1])
+    assert report.notes == ["class head: 2 of 3 rows by name (wall, auto, car); 1 new (boat)"]
+    assert len(model.criterion.empty_weight) == 4
+
+
+@pytest.mark.parametrize("names", [None, ["a", "b", "c"]])
+def test_a_class_head_without_names_is_initialised_anew(build, tmp_path, names):
+    model = build(seed=2, **{"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3})
+    before = model.state_dict()[f"{PREDICTOR}class_embed.bias"].clone()
+    path = save(tmp_path / "x.pth", build(seed=1).state_dict())
+    report = load_weights(model, path, class_names=names)
+    assert torch.equal(model.state_dict()[f"{PREDICTOR}class_embed.bias"], before)
+    assert "class head: initialised anew, for 3 classes instead of 9" in report.notes[0]
+    with pytest.raises(ConfigError, match=r"class head is for 9 classes.*NUM_CLASSES is 3"):
+        load_weights(model, path, complete=True)
+
+
+def test_class_names_of_coco_and_ade20k():
+    coco = ["person", "car", "wall-brick", "wall-other-merged", "road", "grass-merged"]
+    ade = ["wall", "road, route", "car, auto, automobile", "person, individual", "sky"]
+    assert match_classes(coco, ade) == [3, 4, 1, 0, None]
+
+
+@pytest.mark.parametrize("queries", [3, 9])
+def test_more_or_fewer_queries(build, tmp_path, queries):
+    source = build(seed=1).state_dict()
+    model = build(seed=2, **{"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": queries})
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = load_weights(model, save(tmp_path / "x.pth", source))
+    kept = min(queries, 6)
+    for name in (f"{PREDICTOR}query_feat.weight", f"{PREDICTOR}query_embed.weight"):
+        assert torch.equal(model.state_dict()[name][:kept], source[name][:kept])
+        assert torch.equal(model.state_dict()[name][kept:], before[name][kept:])
+    assert report.notes == [f"queries: {queries} instead of 6; the first {kept} are loaded"]
+
+
+def test_swin_of_another_window(build, tmp_path):
+    swin = {
+        "MODEL.BACKBONE.NAME": "D2SwinTransformer",
+        "MODEL.SWIN.EMBED_DIM": 12,
+        "MODEL.SWIN.DEPTHS": [1, 1, 1, 1],
+        "MODEL.SWIN.WINDOW_SIZE": 4,
+    }
+    name = "backbone.layers.0.blocks.0.attn.relative_position_bias_table"
+    state = build(seed=1, **swin).state_dict()
+    # A slope stays one when it is resized, away from the edges; cubic weights miss it a little.
+    state[name] = torch.arange(7.0).repeat(7)[:, None].repeat(1, 3)
+    model = build(seed=2, **{**swin, "MODEL.SWIN.WINDOW_SIZE": 7})
+    report = load_weights(model, save(tmp_path / "x.pth", state))
+    assert report.notes == ["Swin: 4 bias tables resized to another window size"]
+    assert not report.mismatched
+    table = model.state_dict()[name][:, 0].view(13, 13)
+    slope = (torch.arange(13.0) + 0.5) * 7 / 13 - 0.5
+    torch.testing.assert_close(table[:, 3:10], slope[3:10].expand(13, 7), rtol=0, atol=0.05)
+
+
+def test_training_and_evaluation_use_it(sample_cfg, tmp_path):
+    sample_cfg.MODEL.WEIGHTS = save(tmp_path / "x.pth", {"backbone.x": torch.zeros(1)})
+    with pytest.raises(ConfigError, match="does not hold this model"):
+        evaluate(sample_cfg)
+    trainer = Trainer(sample_cfg)
+    trainer.resume_or_load()  # a start from nothing is no error
+    trainer.checkpointer.save("saved")
+    saved = torch.load(tmp_path / "output" / "saved.pth", weights_only=True)
+    assert len(saved["class_names"]) == sample_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
