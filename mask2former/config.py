@@ -108,6 +108,10 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     mask_former.OVERSAMPLE_RATIO = 3.0
     mask_former.IMPORTANCE_SAMPLE_RATIO = 0.75
 
+    # Leave pixels without a label (void, ignored, crowds, padding) out of sampling, matching and
+    # the mask losses. As published they count as background.
+    mask_former.EXCLUDE_IGNORED = False
+
     # --- inference --------------------------------------------------------------------------
     test = mask_former.TEST = CfgNode()
     test.SEMANTIC_ON = True

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 PICTURE_PADDING = 128  # grey, as FixedSizeCrop pads
 
-Masks = tuple[list[int], list[np.ndarray]]
-"""Classes (contiguous ids) and as many (h, w) masks."""
+Masks = tuple[list[int], list[np.ndarray], np.ndarray | None]
+"""Classes (contiguous ids), as many (h, w) masks; the (h, w) pixels without a label, if asked."""
 
 
 class PictureMapper:
@@ -88,9 +88,11 @@ class TrainingMapper(PictureMapper):
         ignore_label: int,
         size_divisibility: int,
         reads_semantic: bool,
+        marks_ignored: bool = False,
     ) -> None:
         """
         Args:
+            marks_ignored: say which pixels have no label.
             reads_semantic: let the semantic label map take part in the augmentation.
             ignore_label: of semantic label maps; what padding gets there.
             size_divisibility: pad pictures at the right and bottom to this size in pixels; as
@@ -100,6 +102,7 @@ class TrainingMapper(PictureMapper):
         self.ignore_label = ignore_label
         self.size_divisibility = size_divisibility
         self.reads_semantic = reads_semantic
+        self.marks_ignored = marks_ignored
         self.last_good: dict[str, Any] | None = None
 
     @classmethod
@@ -110,11 +113,12 @@ class TrainingMapper(PictureMapper):
             "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
             "reads_semantic": cls.crop_by_category and cfg.INPUT.CROP.ENABLED,
+            "marks_ignored": cfg.MODEL.MASK_FORMER.EXCLUDE_IGNORED,
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """Add ``image`` (3, h, w) uint8 and ``instances``: ``gt_classes`` (n,) int64
-        and ``gt_masks`` (n, h, w) bool.
+        and ``gt_masks`` (n, h, w) bool; if asked for, ``ignored`` (h, w) bool.
 
         One bad file does not end a long run: it is logged, and the last good record takes its
         place. (Detectron2's loader would draw another for None, but 0.6 cannot since Python 3.11.)
@@ -141,9 +145,12 @@ class TrainingMapper(PictureMapper):
         transforms = self.augmentations(aug_input)
         padding = self.padding(aug_input.image.shape[:2])
         aug_input.transform(padding)
-        classes, masks = self.masks(record, aug_input, TransformList([transforms, padding]))
+        transforms = TransformList([transforms, padding])
+        classes, masks, ignored = self.masks(record, aug_input, transforms)
         record["image"] = to_tensor(aug_input.image)
         record["instances"] = self.instances(aug_input.image.shape[:2], classes, masks)
+        if self.marks_ignored:
+            record["ignored"] = torch.from_numpy(ignored)
         for key in ("annotations", "segments_info"):
             record.pop(key, None)
         return record
@@ -172,7 +179,7 @@ class TrainingMapper(PictureMapper):
     def masks(
         self, record: dict[str, Any], aug_input: T.AugInput, transforms: TransformList
     ) -> Masks:
-        """Classes and masks of the augmented, padded picture."""
+        """The ground truth of the augmented, padded picture."""
         raise NotImplementedError
 
     def instances(
@@ -201,7 +208,8 @@ class SemanticMapper(TrainingMapper):
                 "data set with one, or another INPUT.DATASET_MAPPER_NAME"
             )
         classes = [int(c) for c in np.unique(aug_input.sem_seg) if c != self.ignore_label]
-        return classes, [aug_input.sem_seg == c for c in classes]
+        masks = [aug_input.sem_seg == c for c in classes]
+        return classes, masks, aug_input.sem_seg == self.ignore_label
 
 
 class PanopticMapper(TrainingMapper):
@@ -218,10 +226,10 @@ class PanopticMapper(TrainingMapper):
         segmentation = read_label_map(record["pan_seg_file_name"])
         segmentation = rgb2id(transforms.apply_segmentation(segmentation))
         segments = [s for s in record["segments_info"] if not s.get("iscrowd", 0)]
-        return (
-            [segment["category_id"] for segment in segments],
-            [segmentation == segment["id"] for segment in segments],
-        )
+        ids = [segment["id"] for segment in segments]
+        ignored = ~np.isin(segmentation, ids) if self.marks_ignored else None
+        classes = [segment["category_id"] for segment in segments]
+        return classes, [segmentation == id_ for id_ in ids], ignored
 
 
 class InstanceMapper(TrainingMapper):
@@ -236,15 +244,23 @@ class InstanceMapper(TrainingMapper):
     ) -> Masks:
         size = aug_input.image.shape[:2]
         classes, masks = [], []
+        ignored = None
+        if self.marks_ignored:  # padding is no background; it has another value than the picture
+            inside = np.ones((record["height"], record["width"]), dtype=np.uint8)
+            ignored = transforms.apply_segmentation(inside) != 1
         for annotation in record.get("annotations", []):
-            if annotation.get("iscrowd", 0) or "segmentation" not in annotation:
+            crowd = annotation.get("iscrowd", 0)
+            if "segmentation" not in annotation or (crowd and ignored is None):
                 continue
             mask = transform_mask(annotation["segmentation"], transforms, size, record)
+            if crowd:
+                ignored |= mask
+                continue
             if self.drop_empty and not mask.any():
                 continue
             classes.append(annotation["category_id"])
             masks.append(mask)
-        return classes, masks
+        return classes, masks, ignored
 
 
 class LargeScaleJitter:

@@ -16,7 +16,9 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .matcher import HungarianMatcher
+from .matcher import HungarianMatcher, values_at
+
+CERTAIN = 1e4  # a logit that no sampling of uncertain points prefers
 
 
 class SetCriterion(nn.Module):
@@ -62,7 +64,8 @@ class SetCriterion(nn.Module):
         Args:
             outputs: ``pred_logits`` (B, Q, K + 1), ``pred_masks`` (B, Q, h, w) and
                 ``aux_outputs``, a list of such dicts in the order of the decoder's layers.
-            targets: per picture ``labels`` (N,) int64 and ``masks`` (N, H, W) bool.
+            targets: per picture ``labels`` (N,) int64, ``masks`` (N, H, W) bool and, for all
+                pictures or none, ``ignored`` (H, W) bool: pixels that no mask is charged for.
 
         Returns:
             Weighted ``loss_ce``, ``loss_mask``, ``loss_dice`` of the last prediction, and the same
@@ -104,7 +107,10 @@ class SetCriterion(nn.Module):
         masks = torch.cat([t["masks"][o] for t, o in zip(targets, objects, strict=True)])
         loss_ce = self.loss_labels(prediction["pred_logits"], pictures, queries, labels)
         mask_logits = prediction["pred_masks"][pictures, queries]  # (T, h, w)
-        loss_mask, loss_dice = self.loss_masks(mask_logits, masks, num_masks)
+        ignored = None
+        if "ignored" in targets[0]:
+            ignored = torch.stack([target["ignored"] for target in targets])[pictures]
+        loss_mask, loss_dice = self.loss_masks(mask_logits, masks, num_masks, ignored)
         return {"loss_ce": loss_ce, "loss_mask": loss_mask, "loss_dice": loss_dice}
 
     def loss_labels(
@@ -120,16 +126,25 @@ class SetCriterion(nn.Module):
         )
 
     def loss_masks(
-        self, mask_logits: Tensor, masks: Tensor, num_masks: Tensor
+        self, mask_logits: Tensor, masks: Tensor, num_masks: Tensor, ignored: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mask and dice loss of matched pairs, (T, h, w) logits and (T, H, W) bool masks."""
+        """Mask and dice loss of matched pairs, (T, h, w) logits and (T, H, W) bool masks.
+
+        Args:
+            ignored: (T, H, W) bool; these pixels are not sampled as the least certain ones, and
+                where they are sampled at random do not count.
+        """
         if not len(masks):
             zero = mask_logits.sum()  # of nothing, but connected to the graph
             return zero, zero
         mask_logits = mask_logits[:, None].float()
         with torch.no_grad():
+            uncertain = mask_logits
+            if ignored is not None:
+                small = F.interpolate(ignored[:, None].float(), mask_logits.shape[-2:]) > 0
+                uncertain = mask_logits.masked_fill(small, CERTAIN)
             points = get_uncertain_point_coords_with_randomness(
-                mask_logits,
+                uncertain,
                 lambda logits: -logits.abs(),
                 self.num_points,
                 self.oversample_ratio,
@@ -138,20 +153,34 @@ class SetCriterion(nn.Module):
             targets = point_sample(masks[:, None].to(mask_logits), points, align_corners=False)
         logits = point_sample(mask_logits, points, align_corners=False).squeeze(1)
         targets = targets.squeeze(1)  # (T, P)
-        return mask_cross_entropy_loss(logits, targets, num_masks), dice_loss(
-            logits, targets, num_masks
+        counts = (
+            torch.ones_like(targets) if ignored is None else (~values_at(ignored, points)).float()
+        )
+        return (
+            mask_cross_entropy_loss(logits, targets, num_masks, counts),
+            dice_loss(logits, targets, num_masks, counts),
         )
 
 
-def mask_cross_entropy_loss(logits: Tensor, targets: Tensor, num_masks: Tensor) -> Tensor:
-    """Binary cross-entropy, the mean over points, summed over pairs, divided by ``num_masks``."""
-    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    return loss.mean(1).sum() / num_masks
+def mask_cross_entropy_loss(
+    logits: Tensor, targets: Tensor, num_masks: Tensor, counts: Tensor
+) -> Tensor:
+    """Binary cross-entropy, the mean over points, summed over pairs, divided by ``num_masks``.
+
+    Args:
+        logits, targets: (T, P).
+        counts: (T, P), 1 for points that count and 0 for others.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits, targets, counts, reduction="none")
+    return (loss.sum(1) / counts.sum(1).clamp(min=1)).sum() / num_masks
 
 
-def dice_loss(logits: Tensor, targets: Tensor, num_masks: Tensor) -> Tensor:
-    """One minus the smoothed dice coefficient, summed over pairs, divided by ``num_masks``."""
-    probabilities = logits.sigmoid()
+def dice_loss(logits: Tensor, targets: Tensor, num_masks: Tensor, counts: Tensor) -> Tensor:
+    """One minus the smoothed dice coefficient, summed over pairs, divided by ``num_masks``.
+
+    Arguments as of :func:`mask_cross_entropy_loss`.
+    """
+    probabilities, targets = logits.sigmoid() * counts, targets * counts
     intersection = 2 * (probabilities * targets).sum(1)
     total = probabilities.sum(1) + targets.sum(1)
     return (1 - (intersection + 1) / (total + 1)).sum() / num_masks

@@ -37,7 +37,8 @@ class HungarianMatcher(nn.Module):
         Args:
             outputs: ``pred_logits`` (B, Q, K + 1) and ``pred_masks`` (B, Q, h, w).
             targets: per picture ``labels`` (N,) int64 in [0, K) and ``masks`` (N, H, W), bool or
-                0/1, over the same part of the picture as ``pred_masks``.
+                0/1, over the same part of the picture as ``pred_masks``; optionally ``ignored``
+                (H, W) bool, where masks are not compared.
 
         Returns:
             Per picture the matched query indices and object indices, both (min(Q, N),) int64 on
@@ -47,7 +48,13 @@ class HungarianMatcher(nn.Module):
         device_type = outputs["pred_logits"].device.type
         with torch.autocast(device_type=device_type, enabled=False):
             costs = [
-                self.costs(logits.float(), masks.float(), target["labels"], target["masks"])
+                self.costs(
+                    logits.float(),
+                    masks.float(),
+                    target["labels"],
+                    target["masks"],
+                    target.get("ignored"),
+                )
                 for logits, masks, target in zip(
                     outputs["pred_logits"], outputs["pred_masks"], targets, strict=True
                 )
@@ -59,15 +66,22 @@ class HungarianMatcher(nn.Module):
         return matches
 
     def costs(
-        self, class_logits: Tensor, mask_logits: Tensor, labels: Tensor, masks: Tensor
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        labels: Tensor,
+        masks: Tensor,
+        ignored: Tensor | None = None,
     ) -> Tensor:
-        """(Q, K + 1), (Q, h, w), (N,), (N, H, W) -> finite costs (Q, N)."""
+        """(Q, K + 1), (Q, h, w), (N,), (N, H, W) and (H, W) -> finite costs (Q, N)."""
         points = torch.rand(1, self.num_points, 2, device=mask_logits.device)
+        if ignored is not None:
+            points = points[:, ~values_at(ignored[None], points)[0]]
         predicted = point_sample(mask_logits[None], points, align_corners=False)[0]  # (Q, P)
         if len(labels):
             actual = point_sample(masks[None].to(predicted), points, align_corners=False)[0]
         else:  # grid_sample takes no map without channels
-            actual = predicted.new_zeros(0, self.num_points)
+            actual = predicted.new_zeros(0, predicted.shape[1])
         cost = (
             -self.cost_class * class_logits.softmax(-1)[:, labels]
             + self.cost_mask * mask_cross_entropy_cost(predicted, actual)
@@ -81,7 +95,8 @@ def mask_cross_entropy_cost(logits: Tensor, targets: Tensor) -> Tensor:
 
     The cross-entropy is ``softplus(x) - x t``, so its sum over points is one product of matrices.
     """
-    return (F.softplus(logits).sum(1, keepdim=True) - logits @ targets.t()) / logits.shape[1]
+    total = F.softplus(logits).sum(1, keepdim=True) - logits @ targets.t()
+    return total / max(logits.shape[1], 1)
 
 
 def dice_cost(logits: Tensor, targets: Tensor) -> Tensor:
@@ -90,3 +105,11 @@ def dice_cost(logits: Tensor, targets: Tensor) -> Tensor:
     intersection = 2 * (probabilities @ targets.t())
     total = probabilities.sum(1, keepdim=True) + targets.sum(1)
     return 1 - (intersection + 1) / (total + 1)
+
+
+def values_at(maps: Tensor, points: Tensor) -> Tensor:
+    """Values of the pixels that points lie in: (n, H, W), (n, P, 2) x and y in [0, 1] -> (n, P)."""
+    height, width = maps.shape[1:]
+    x = (points[..., 0] * width).long().clamp(max=width - 1)
+    y = (points[..., 1] * height).long().clamp(max=height - 1)
+    return maps.flatten(1).gather(1, y * width + x)

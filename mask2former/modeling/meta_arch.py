@@ -109,6 +109,7 @@ class MaskFormer(nn.Module):
                 ``image``: (C, h, w), channels and units as ``pixel_mean``;
                 ``instances`` (training): ``gt_classes`` (N,) int64 contiguous ids and
                 ``gt_masks`` (N, h, w) bool tensor or Detectron2 ``BitMasks``;
+                ``ignored`` (training, optional): (h, w) bool, pixels without a label;
                 ``height``, ``width`` (inference, optional): size of the output, by default h, w.
 
         Returns:
@@ -149,14 +150,19 @@ class MaskFormer(nn.Module):
     def prepare_targets(
         self, batched_inputs: Sequence[Mapping[str, Any]], images: ImageList
     ) -> list[dict[str, Tensor]]:
-        """Ground truth as the criterion takes it: ``labels`` (N,) and ``masks`` (N, H, W) bool."""
+        """Ground truth as the criterion takes it: ``labels`` (N,), ``masks`` (N, H, W) bool, and
+        ``ignored`` (H, W) bool if the inputs have it.
+        """
         height, width = images.tensor.shape[-2:]
         targets = []
         for x in batched_inputs:
             instances = x["instances"].to(self.device)
             masks = getattr(instances.gt_masks, "tensor", instances.gt_masks).bool()
             padding = (0, width - masks.shape[2], 0, height - masks.shape[1])
-            targets.append({"labels": instances.gt_classes, "masks": F.pad(masks, padding)})
+            target = {"labels": instances.gt_classes, "masks": F.pad(masks, padding)}
+            if "ignored" in x:
+                target["ignored"] = F.pad(x["ignored"].to(self.device), padding, value=True)
+            targets.append(target)
         return targets
 
     def inference(

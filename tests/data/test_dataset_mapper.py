@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pycocotools.mask
 import pytest
+import torch
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
@@ -203,3 +204,30 @@ def test_every_sample_picture_maps(sample_cfg):
 def test_ids_survive_the_png():
     ids = np.array([[0, 1, 255], [256, 65536, 2**24 - 1]])
     assert (rgb2id(id2rgb(ids)) == ids).all()
+
+
+def test_pixels_without_a_label_are_marked_if_asked(sample_cfg, sample_root):
+    """Padding, void and crowds, for every mapper; nothing is marked by default."""
+    (record, *_) = DatasetCatalog.get("sample_train")
+    record["annotations"] = [
+        {"category_id": 0, "iscrowd": 0, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]},
+        {"category_id": 0, "iscrowd": 1, "segmentation": [[20, 0, 30, 0, 30, 10, 20, 10]]},
+    ]
+    sample_cfg.INPUT.IMAGE_SIZE = sample_cfg.INPUT.SIZE_DIVISIBILITY = 160
+    sample_cfg.INPUT.MIN_SCALE = sample_cfg.INPUT.MAX_SCALE = 0.5
+    sample_cfg.INPUT.RANDOM_FLIP = "none"
+    for name, mapper in MAPPERS.items():
+        sample_cfg.MODEL.MASK_FORMER.EXCLUDE_IGNORED = False
+        assert "ignored" not in mapper(sample_cfg)(record)
+        sample_cfg.MODEL.MASK_FORMER.EXCLUDE_IGNORED = True
+        x = mapper(sample_cfg)(record)
+        ignored = x["ignored"]
+        assert ignored.shape == x["image"].shape[1:] == (160, 160)
+        assert ignored[-1, -1] and not (ignored & x["instances"].gt_masks).any(), name
+        if "instance" in name:  # the crowd, then background
+            scale = x["instances"].gt_masks[0, 0].sum() / 9
+            y = int(4 * scale)
+            assert ignored[y, int(25 * scale)] and not ignored[y, int(15 * scale)]
+        else:
+            labelled = x["instances"].gt_masks.any(0)
+            assert torch.equal(ignored, ~labelled)

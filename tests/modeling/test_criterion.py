@@ -64,14 +64,16 @@ def test_hand_worked_losses():
 def test_pair_losses_equal_their_definitions():
     logits = torch.randn(4, 50, dtype=torch.float64)
     targets = torch.rand(4, 50, dtype=torch.float64).round()
-    num_masks = torch.tensor(3.0)
+    num_masks, counts = torch.tensor(3.0), torch.ones_like(targets)
     expected = F.binary_cross_entropy_with_logits(logits, targets) * 4 / num_masks
-    torch.testing.assert_close(mask_cross_entropy_loss(logits, targets, num_masks), expected)
+    torch.testing.assert_close(
+        mask_cross_entropy_loss(logits, targets, num_masks, counts), expected
+    )
     p = logits.sigmoid()
     dice = [
         1 - (2 * (p[i] @ targets[i]) + 1) / (p[i].sum() + targets[i].sum() + 1) for i in range(4)
     ]
-    torch.testing.assert_close(dice_loss(logits, targets, num_masks), sum(dice) / num_masks)
+    torch.testing.assert_close(dice_loss(logits, targets, num_masks, counts), sum(dice) / num_masks)
 
 
 def test_names_and_deep_supervision():
@@ -106,3 +108,45 @@ def test_a_batch_with_an_empty_picture_counts_its_objects_once():
     both = make_criterion()(outputs | {"aux_outputs": []}, [targets[0], empty])
     # The mask losses are per object, and there still is one.
     torch.testing.assert_close(both["loss_mask"], single["loss_mask"], rtol=0.2, atol=0)
+
+
+def test_points_that_do_not_count():
+    logits, targets = torch.randn(2, 4, 50, dtype=torch.float64)
+    targets = targets.sigmoid().round()
+    counts = torch.ones_like(targets)
+    counts[:, 20:] = 0
+    one = torch.tensor(1.0)
+    for loss in (mask_cross_entropy_loss, dice_loss):
+        expected = loss(logits[:, :20], targets[:, :20], one, counts[:, :20])
+        torch.testing.assert_close(loss(logits, targets, one, counts), expected)
+
+
+def test_ignored_pixels_have_no_gradient_and_do_not_change_the_matching():
+    criterion = SetCriterion(
+        num_classes=2,
+        matcher=HungarianMatcher(cost_class=1.0, cost_mask=1.0, cost_dice=1.0, num_points=400),
+        weight_dict={"loss_ce": 1.0, "loss_mask": 1.0, "loss_dice": 1.0},
+        eos_coef=0.1,
+        deep_supervision=False,
+        num_points=400,
+        oversample_ratio=3.0,
+        importance_sample_ratio=0.75,
+    )
+    ignored = torch.zeros(32, 32, dtype=torch.bool)
+    ignored[:, 16:] = True
+    masks = torch.rand(2, 32, 32) > 0.5
+    target = {"labels": torch.tensor([0, 1]), "masks": masks, "ignored": ignored}
+    losses, gradients = [], []
+    for noise in (0.0, 3.0):
+        torch.manual_seed(1)
+        logits = torch.randn(1, 5, 32, 32)
+        logits[..., 17:] += noise * torch.randn(1, 5, 32, 15)  # one column off: points are bilinear
+        logits.requires_grad_()
+        outputs = {"pred_logits": torch.zeros(1, 5, 3), "pred_masks": logits, "aux_outputs": []}
+        torch.manual_seed(2)
+        loss = criterion(outputs, [target])
+        losses.append(loss)
+        (gradient,) = torch.autograd.grad(loss["loss_mask"] + loss["loss_dice"], logits)
+        gradients.append(gradient)
+    torch.testing.assert_close(losses[0], losses[1])
+    assert gradients[0][..., 17:].abs().max() == 0 < gradients[0][..., :16].abs().max()
