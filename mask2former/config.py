@@ -60,6 +60,8 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     swin.APE = False
     swin.PATCH_NORM = True
     swin.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # As Detectron2's FREEZE_AT: 1 freezes the patch embedding, 2 also the stage of res2, ...
+    swin.FREEZE_AT = 0
     # Compute activations again in the backward pass, to save memory.
     swin.USE_CHECKPOINT = False
 
@@ -94,7 +96,7 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     mask_former.PRE_NORM = False
     # Project the decoder's input even where its channels fit already.
     mask_former.ENFORCE_INPUT_PROJ = False
-    # Input pictures are padded to a multiple of this (the backbone may ask for more).
+    # Input pictures are padded to a multiple of this; negative: what the backbone asks for.
     mask_former.SIZE_DIVISIBILITY = 32
 
     # --- losses -----------------------------------------------------------------------------

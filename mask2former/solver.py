@@ -43,6 +43,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     clip = solver.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE == "full_model":
+        if clip.CLIP_VALUE <= 0:  # as published: off
+            return optimizer
         # A hook sees the gradients that AMP's scaler has unscaled already.
         optimizer.register_step_pre_hook(_FullModelClipping(clip.CLIP_VALUE, clip.NORM_TYPE))
         return optimizer

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_setup
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -91,21 +91,26 @@ def setup(args: argparse.Namespace) -> CfgNode:
             ``default_setup`` logs.
     """
     cfg = load_config(args.config_file, args.opts)
-    adapt_to_machine(cfg)
+    changes = adapt_to_machine(cfg)
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mask2former")
+    for change in changes:
+        logger.warning(change)
     return cfg
 
 
-def adapt_to_machine(cfg: CfgNode) -> None:
-    """Let a config made for GPUs run on a machine without one."""
+def adapt_to_machine(cfg: CfgNode) -> list[str]:
+    """Let a config made for GPUs run on a machine without one; what changed, in words."""
+    changes = []
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        changes.append("MODEL.DEVICE is cpu: torch sees no GPU (python -m mask2former.doctor)")
         cfg.MODEL.DEVICE = "cpu"
     if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
         # Detectron2's AMPTrainer is CUDA only.
-        logger.warning("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
+        changes.append("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
         cfg.SOLVER.AMP.ENABLED = False
+    return changes
 
 
 def check_num_gpus(requested: int | None) -> int:
@@ -150,6 +155,8 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(test_with_augmentation(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)  # with TEST.EXPECTED_RESULTS
     return results
 
 

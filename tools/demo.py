@@ -34,11 +34,18 @@ def main() -> int:
     paths = find_pictures(args.input)
     cfg = load_config(args.config_file, args.opts)
     adapt_to_machine(cfg)
+    names = unique_names(paths)
+    inputs = {path.resolve() for path in paths}
+    for name in names:
+        if (args.output / f"{name}.png").resolve() in inputs:
+            raise UserError(
+                f"--output {args.output} would overwrite {name}.png; name another folder"
+            )
     predictor = Predictor(cfg)
     args.output.mkdir(parents=True, exist_ok=True)
     writer = ResultWriter(args.output, predictor.metadata)
     failures = []
-    for path, name in tqdm(list(zip(paths, unique_names(paths))), disable=None, unit="picture"):
+    for path, name in tqdm(list(zip(paths, names)), disable=None, unit="picture"):
         try:
             image = read_picture(str(path), "RGB")
         except DatasetError as error:

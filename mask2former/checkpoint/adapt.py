@@ -47,6 +47,8 @@ def adapt_classes(
     if list(source_names) == list(class_names):
         return {}, []
     rows = match_classes(source_names, class_names)
+    if num_source == num_classes and not any(row is not None for row in rows):
+        return {}, ["class head: loaded as it is; none of its classes' names is known here"]
     pairs = [(new, old) for new, old in enumerate(rows) if old is not None]
     to, of = ([*column] for column in zip(*pairs, (num_classes, num_source), strict=True))
     adapted = {}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from tabulate import tabulate
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError
 from . import zoo
@@ -42,6 +43,7 @@ class LoadReport:
         rows = [
             (module, f"{100 * loaded / total:.1f} %", f"{loaded:,} of {total:,}")
             for module, (loaded, total) in self.loaded.items()
+            if total
         ]
         lines = [tabulate(rows, headers=("module", "loaded", "numbers"))]
         shapes = [f"{n} {list(a)} instead of {list(b)}" for n, (a, b) in self.mismatched.items()]
@@ -75,6 +77,8 @@ def load_weights(
         ConfigError: the file cannot be read or is refused, or ``complete`` and something is
             missing or has another shape.
     """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
     if path.startswith(zoo.PREFIX):
         path = zoo.fetch(zoo.find_model(path))
     checkpoint = read_state_dict(path)

@@ -74,13 +74,12 @@ def load_records(cfg: CfgNode, names: Sequence[str], *, filter_empty: bool) -> l
                 "it in a catalog and name that in DATASETS.CATALOG"
             )
         check_builtin(name)
-        ignored = MetadataCatalog.get(name).get("ignore_label")
-        if ignored is not None and ignored != cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE:
-            raise ConfigError(
-                f"data set {name} ignores pixels with the label {ignored}; set "
-                f"MODEL.SEM_SEG_HEAD.IGNORE_VALUE, which is {cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE}, "
-                "to that"
-            )
+    ignored = {name: MetadataCatalog.get(name).get("ignore_label") for name in names}
+    if len(set(ignored.values())) > 1:
+        raise ConfigError(
+            f"the data sets have different labels for ignored pixels ({ignored}) and cannot be "
+            "trained on together; give them one ignore_value"
+        )
     records = get_detection_dataset_dicts(names, filter_empty=filter_empty)
     check_records(", ".join(names), records, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     return records

@@ -13,6 +13,7 @@ import numpy as np
 import pycocotools.mask
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from fvcore.transforms.transform import PadTransform, TransformList
@@ -86,6 +87,7 @@ class TrainingMapper(PictureMapper):
         augmentations: Sequence[T.Augmentation],
         image_format: str,
         ignore_label: int,
+        num_classes: int,
         size_divisibility: int,
         reads_semantic: bool,
         marks_ignored: bool = False,
@@ -100,6 +102,7 @@ class TrainingMapper(PictureMapper):
         """
         super().__init__(augmentations=augmentations, image_format=image_format)
         self.ignore_label = ignore_label
+        self.num_classes = num_classes
         self.size_divisibility = size_divisibility
         self.reads_semantic = reads_semantic
         self.marks_ignored = marks_ignored
@@ -110,9 +113,14 @@ class TrainingMapper(PictureMapper):
         return {
             "augmentations": build_resize_augmentation(cfg, crop_by_category=cls.crop_by_category),
             "image_format": cfg.INPUT.FORMAT,
-            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "ignore_label": ignore_label(cfg),
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
-            "reads_semantic": cls.crop_by_category and cfg.INPUT.CROP.ENABLED,
+            "reads_semantic": (
+                cls.crop_by_category
+                and cfg.INPUT.CROP.ENABLED
+                and cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA < 1.0
+            ),
             "marks_ignored": cfg.MODEL.MASK_FORMER.EXCLUDE_IGNORED,
         }
 
@@ -139,7 +147,7 @@ class TrainingMapper(PictureMapper):
     def map(self, record: dict[str, Any]) -> dict[str, Any]:
         image = self.read(record)
         semantic = None
-        if self.reads_semantic and "sem_seg_file_name" in record:
+        if self.reads_semantic:
             semantic = self.read_semantic(record)
         aug_input = T.AugInput(image, sem_seg=semantic)
         transforms = self.augmentations(aug_input)
@@ -157,6 +165,12 @@ class TrainingMapper(PictureMapper):
 
     def read_semantic(self, record: dict[str, Any]) -> np.ndarray:
         """The semantic label map of a record, (h, w) float64 as Detectron2's augmentations want."""
+        if "sem_seg_file_name" not in record:
+            raise DatasetError(
+                f"{record['file_name']} has no semantic label map (sem_seg_file_name); use a data "
+                "set with one, or another INPUT.DATASET_MAPPER_NAME, or, for crops alone, "
+                "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA 1.0"
+            )
         labels = read_label_map(record["sem_seg_file_name"])
         expected = (record["height"], record["width"])
         if labels.shape != expected:
@@ -202,12 +216,15 @@ class SemanticMapper(TrainingMapper):
     def masks(
         self, record: dict[str, Any], aug_input: T.AugInput, transforms: TransformList
     ) -> Masks:
-        if aug_input.sem_seg is None:
-            raise DatasetError(
-                f"{record['file_name']} has no semantic label map (sem_seg_file_name); use a "
-                "data set with one, or another INPUT.DATASET_MAPPER_NAME"
-            )
         classes = [int(c) for c in np.unique(aug_input.sem_seg) if c != self.ignore_label]
+        if self.num_classes == 1:
+            classes = [c for c in classes if c == 0]  # other values: background, no class
+        if classes and classes[-1] >= self.num_classes:
+            raise DatasetError(
+                f"{record['sem_seg_file_name']} has the value {classes[-1]}, but there are the "
+                f"classes 0 to {self.num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES); correct "
+                "either, or move values with a catalog's label_map"
+            )
         masks = [aug_input.sem_seg == c for c in classes]
         return classes, masks, aug_input.sem_seg == self.ignore_label
 
@@ -292,6 +309,13 @@ MAPPERS: dict[str, type[TrainingMapper]] = {
     "coco_instance_lsj": InstanceLSJMapper,
     "coco_panoptic_lsj": PanopticLSJMapper,
 }
+
+
+def ignore_label(cfg: CfgNode) -> int:
+    """What label maps hold where there is no label: as the training set says, or the config."""
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]) if cfg.DATASETS.TRAIN else None
+    default = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    return metadata.get("ignore_label", default) if metadata else default
 
 
 def to_tensor(image: np.ndarray) -> Tensor:

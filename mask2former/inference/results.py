@@ -42,7 +42,7 @@ class ResultWriter:
         self.thing_ids = _inverse(metadata.get("thing_dataset_id_to_contiguous_id"))
         self.all_ids = _inverse(metadata.get("stuff_dataset_id_to_contiguous_id")) | self.thing_ids
         self.images: list[dict[str, Any]] = []
-        self.instances: list[dict[str, Any]] = []
+        self.instances: list[dict[str, Any]] | None = None
         self.panoptic: list[dict[str, Any]] = []
 
     def add(self, name: str, prediction: Mapping[str, Any]) -> None:
@@ -55,6 +55,7 @@ class ResultWriter:
         image_id = len(self.images) + 1
         self.images.append({"id": image_id, "file_name": name})
         if "instances" in prediction:
+            self.instances = self.instances or []
             for result in instances_to_coco_json(prediction["instances"].to("cpu"), image_id):
                 class_id = result["category_id"]
                 result["category_id"] = self.thing_ids.get(class_id, class_id)
@@ -88,8 +89,8 @@ class ResultWriter:
         if self.panoptic:
             content = {"images": self.images, "annotations": self.panoptic}
             (self.folder / "panoptic.json").write_text(json.dumps(content))
-        # An empty list is a result too: nothing was found.
-        (self.folder / "instances.json").write_text(json.dumps(self.instances))
+        if self.instances is not None:  # an empty list is a result too: nothing was found
+            (self.folder / "instances.json").write_text(json.dumps(self.instances))
         (self.folder / "images.json").write_text(json.dumps(self.images))
 
 

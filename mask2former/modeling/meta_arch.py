@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from detectron2.structures import ImageList
+from detectron2.utils.memory import retry_if_cuda_oom
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -130,8 +131,10 @@ class MaskFormer(nn.Module):
             return self.criterion(outputs, self.prepare_targets(batched_inputs, images))
 
         padded_size = images.tensor.shape[-2:]
+        # Full-size masks of a large picture may not fit on a GPU; then the CPU makes them.
+        inference = retry_if_cuda_oom(self.inference)
         return [
-            self.inference(
+            inference(
                 class_logits,
                 mask_logits,
                 padded_size=padded_size,
@@ -175,6 +178,8 @@ class MaskFormer(nn.Module):
         output_size: tuple[int, int],
     ) -> dict[str, Any]:
         """The segmentations of one picture: class logits (Q, K + 1), mask logits (Q, h', w')."""
+        if mask_logits.dtype in (torch.float16, torch.bfloat16):  # areas overflow, scores tie
+            class_logits, mask_logits = class_logits.float(), mask_logits.float()
         height, width = image_size
         to_padded = partial(resize, size=padded_size)
 

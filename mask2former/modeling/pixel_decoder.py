@@ -125,6 +125,14 @@ class MSDeformAttnPixelDecoder(nn.Module):
             mask features (B, mask_dim, H / common_stride, W / common_stride), and the
             ``NUM_FEATURE_LEVELS`` coarsest memories, coarse to fine, each (B, C, h, w).
         """
+        # As published, float32 under autocast too: sampling locations need the precision.
+        device_type = next(iter(features.values())).device.type
+        if torch.is_autocast_enabled(device_type):
+            features = {name: feature.float() for name, feature in features.items()}
+        with torch.autocast(device_type=device_type, enabled=False):
+            return self._forward(features)
+
+    def _forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         sources = [
             projection(features[name])
             for name, projection in zip(self.encoded_features, self.input_proj, strict=True)

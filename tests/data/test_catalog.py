@@ -113,8 +113,12 @@ def test_semantic_folders(semantic_folders, sample_cfg, caplog):
     assert x.gt_classes.tolist() == [0, 1]
     areas = x.gt_masks.flatten(1).float().mean(1)
     torch.testing.assert_close(areas, torch.tensor([0.5, 0.25]))
-    sample_cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 65
-    with pytest.raises(ConfigError, match="test_road ignores pixels with the label 255"):
+    sample_cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 65  # the data set's own counts
+    assert next(iter(build_train_loader(sample_cfg)))[0]["instances"].gt_classes.tolist() == [0, 1]
+    MetadataCatalog.get("test_other").set(ignore_label=7)
+    DatasetCatalog.register("test_other", list)
+    sample_cfg.DATASETS.TRAIN = ("test_road", "test_other")
+    with pytest.raises(ConfigError, match="different labels for ignored pixels .*test_other': 7"):
         build_train_loader(sample_cfg)
 
 

@@ -150,3 +150,55 @@ def test_ignored_pixels_have_no_gradient_and_do_not_change_the_matching():
         gradients.append(gradient)
     torch.testing.assert_close(losses[0], losses[1])
     assert gradients[0][..., 17:].abs().max() == 0 < gradients[0][..., :16].abs().max()
+
+
+def test_the_least_certain_points_are_sampled():
+    """With importance sampling alone, the loss is that of the uncertain band."""
+
+    def loss(importance_sample_ratio):
+        criterion = SetCriterion(
+            num_classes=1,
+            matcher=HungarianMatcher(cost_class=1.0, cost_mask=1.0, cost_dice=1.0, num_points=50),
+            weight_dict={"loss_ce": 1.0, "loss_mask": 1.0, "loss_dice": 1.0},
+            eos_coef=0.1,
+            deep_supervision=False,
+            num_points=200,
+            oversample_ratio=8.0,
+            importance_sample_ratio=importance_sample_ratio,
+        )
+        logits = torch.full((1, 1, 32, 32), -20.0)
+        logits[..., 12:20] = 0.0  # undecided on a quarter of the picture
+        masks = torch.zeros(1, 32, 32, dtype=torch.bool)
+        outputs = {"pred_logits": torch.zeros(1, 1, 2), "pred_masks": logits, "aux_outputs": []}
+        target = {"labels": torch.tensor([0]), "masks": masks}
+        return criterion(outputs, [target])["loss_mask"].item()
+
+    assert abs(loss(1.0) - math.log(2)) < 1e-3
+    assert abs(loss(0.0) - math.log(2) / 4) < 0.1
+
+
+def test_each_layer_is_charged_for_its_own_prediction():
+    criterion = SetCriterion(
+        num_classes=1,
+        matcher=HungarianMatcher(cost_class=1.0, cost_mask=1.0, cost_dice=1.0, num_points=50),
+        weight_dict={"loss_ce": 1.0, "loss_mask": 1.0, "loss_dice": 1.0},
+        eos_coef=0.1,
+        deep_supervision=True,
+        num_points=5000,
+        oversample_ratio=1.0,
+        importance_sample_ratio=0.0,
+    )
+
+    def prediction(logit):
+        return {
+            "pred_logits": torch.tensor([[[logit, 0.0]]]),
+            "pred_masks": torch.full((1, 1, 16, 16), logit),
+        }
+
+    target = {"labels": torch.tensor([0]), "masks": torch.ones(1, 16, 16, dtype=torch.bool)}
+    losses = criterion(
+        {**prediction(0.0), "aux_outputs": [prediction(10.0), prediction(-10.0)]}, [target]
+    )
+    for name in ("loss_ce", "loss_mask"):
+        assert losses[f"{name}_0"] < 0.3 and losses[f"{name}_1"] > 9
+        assert abs(losses[name].item() - math.log(2)) < 1e-4

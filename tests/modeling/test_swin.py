@@ -118,7 +118,7 @@ def test_wrong_settings_are_named():
 def test_configuration_reaches_the_backbone():
     cfg = get_maskformer2_cfg()
     cfg.MODEL.BACKBONE.NAME = "D2SwinTransformer"
-    cfg.MODEL.BACKBONE.FREEZE_AT = 1
+    cfg.MODEL.SWIN.FREEZE_AT = 1
     cfg.merge_from_list(["MODEL.SWIN.EMBED_DIM", 12, "MODEL.SWIN.WINDOW_SIZE", 5])
     cfg.merge_from_list(["MODEL.SWIN.OUT_FEATURES", ["res3", "res5"], "MODEL.SWIN.QK_SCALE", 0.5])
     backbone = build_backbone(cfg, ShapeSpec(channels=4))

@@ -134,7 +134,7 @@ class D2SwinTransformer(Backbone):
             "ape": swin.APE,
             "patch_norm": swin.PATCH_NORM,
             "out_features": swin.OUT_FEATURES,
-            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+            "freeze_at": swin.FREEZE_AT,
             "use_checkpoint": swin.USE_CHECKPOINT,
         }
 
