@@ -31,6 +31,12 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     cfg.INPUT.MIN_SCALE = 0.1
     cfg.INPUT.MAX_SCALE = 2.0
 
+    # --- evaluation -------------------------------------------------------------------------
+    # Pictures that the model is given at a time.
+    cfg.TEST.IMS_PER_BATCH = 1
+    # Boundary PQ, AP and IoU too.
+    cfg.TEST.BOUNDARY = False
+
     # --- solver -----------------------------------------------------------------------------
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # or SGD
     # Weight decay of embeddings (queries, levels).

@@ -1,7 +1,6 @@
 """Detectron2's DefaultTrainer with Mask2Former's loaders, optimizer, schedule and evaluators."""
 
 import argparse
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_setup
-from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.evaluation import DatasetEvaluator, print_csv_format, verify_results
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -21,7 +20,7 @@ from .checkpoint import find_model, load_weights
 from .config import load_config
 from .data import build_test_loader, build_train_loader, class_names
 from .errors import ConfigError
-from .evaluation import build_evaluator
+from .evaluation import build_evaluator, inference_on_dataset
 from .modeling import SemanticSegmentorWithTTA  # importing the package registers the model
 from .solver import build_optimizer
 
@@ -57,7 +56,32 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return build_evaluator(cfg, dataset_name, folder)
+        return build_evaluator(cfg, dataset_name, folder, boundary=cfg.TEST.BOUNDARY)
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """As Detectron2's, with ``TEST.IMS_PER_BATCH`` pictures at a time, and the times kept."""
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        results = {}
+        for i, name in enumerate(cfg.DATASETS.TEST):
+            folder = os.path.join(cfg.OUTPUT_DIR, "inference", name)
+            results[name] = inference_on_dataset(
+                model,
+                cls.build_test_loader(cfg, name),
+                evaluators[i] if evaluators else cls.build_evaluator(cfg, name),
+                ims_per_batch=cfg.TEST.IMS_PER_BATCH,
+                output_dir=None if evaluators else folder,
+            )
+            if comm.is_main_process():
+                logger.info("Evaluation results for %s in csv format:", name)
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -132,10 +156,26 @@ def check_num_gpus(requested: int | None) -> int:
 
 
 def evaluate_checkpoint(
-    config_file: str, weights: str, opts: Sequence[str], output_dir: str
+    config_file: str,
+    weights: str,
+    opts: Sequence[str],
+    output_dir: str,
+    *,
+    boundary: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate weights on ``DATASETS.TEST``; Detectron2's results dict."""
-    opts = [*opts, "MODEL.WEIGHTS", weights, "OUTPUT_DIR", output_dir]
+    """Evaluate weights on ``DATASETS.TEST``; Detectron2's results dict.
+
+    Args:
+        boundary: boundary metrics too (``TEST.BOUNDARY``).
+    """
+    opts = [
+        *opts,
+        *(["TEST.BOUNDARY", "True"] if boundary else []),
+        "MODEL.WEIGHTS",
+        weights,
+        "OUTPUT_DIR",
+        output_dir,
+    ]
     cfg = setup(argparse.Namespace(config_file=config_file, opts=opts, eval_only=True))
     return evaluate(cfg)
 
@@ -172,11 +212,3 @@ def test_with_augmentation(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     ]
     results = Trainer.test(cfg, augmented, evaluators)
     return {f"{name}_TTA": value for name, value in results.items()}
-
-
-def save_results(results: dict[str, Any], path: str | os.PathLike) -> None:
-    """Write a results dict as JSON, whole or not at all."""
-    temporary = f"{path}.tmp"
-    with open(temporary, "w") as file:
-        json.dump(results, file, indent=2, default=float)
-    os.replace(temporary, path)

@@ -21,9 +21,10 @@ from mask2former.data.panoptic_png import rgb2id
 from mask2former.data.picture import read_label_map, read_picture
 from mask2former.data.sample import generate_sample_dataset
 from mask2former.errors import report_user_errors
+from mask2former.evaluation.report import save_json
 from mask2former.inference import Predictor, contact_sheet, draw_prediction
 from mask2former.inference.visualization import draw_panoptic, enlarge, enlarge_labels
-from mask2former.trainer import Trainer, evaluate, save_results, setup
+from mask2former.trainer import Trainer, evaluate, setup
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,7 +54,7 @@ def main() -> None:
     cfg.MODEL.WEIGHTS = str(output / "train" / "model_final.pth")
     cfg.freeze()
     results = evaluate(cfg)
-    save_results(results, output / "metrics.json")
+    save_json(results, output / "metrics.json")
     plot_losses(output / "train" / "metrics.json", output / "loss.png")
     draw_predictions(cfg, output / "predictions.png", num_pictures=args.pictures)
 

@@ -1,80 +1,172 @@
-"""Average precision of instances (COCO), from files."""
+"""Average precision of instances (COCO) and its boundary form, from files."""
 
 import contextlib
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+import hotcoco
+import numpy as np
+from hotcoco import mask as rle_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ..errors import DatasetError
+from .boundary import mask_boundary
+from .report import percent_table, read_json
 
 # The order of COCOeval.stats.
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-SHAPE_KEYS = {"segm": "segmentation", "bbox": "bbox"}
+SHAPE_KEYS = {"segm": "segmentation", "bbox": "bbox", "boundary": "segmentation"}
 
 
 def average_precision(
     gt_json: str | os.PathLike, pred_json: str | os.PathLike, *, iou_type: str = "segm"
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Score COCO results against COCO instances.
 
     Args:
         gt_json: COCO instances json.
         pred_json: COCO results: a list of ``image_id``, ``category_id``, ``score`` and
             ``segmentation`` (RLE) or ``bbox``.
-        iou_type: ``segm`` or ``bbox``.
+        iou_type: ``segm``, ``bbox`` or ``boundary``, see :func:`score_instances`.
 
     Returns:
-        COCO's twelve figures in [0, 1], NaN where there is no object of that size.
+        See :func:`score_instances`.
 
     Raises:
         DatasetError: a file is missing or malformed, or names a picture or a category that the
             other does not, or a mask has another size than its picture.
     """
-    truth, results = _read(gt_json), _read(pred_json)
+    truth, results = read_json(gt_json), read_json(pred_json)
     if not isinstance(results, list):
         raise DatasetError(f"{pred_json} is no COCO results json: it must hold a list")
     _check_truth(gt_json, truth, iou_type)
     _check_results(pred_json, results, gt_json, truth, iou_type)
-    if iou_type == "segm":
-        # COCO.loadRes would take an object's size from its box, where there is one; as Detectron2,
-        # take it from the mask.
-        results = [{k: v for k, v in result.items() if k != "bbox"} for result in results]
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_index(truth), _index(truth, results), iou_type)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    # COCOeval says -1 where nothing is to be found.
+    return score_instances(truth, results, iou_type)
+
+
+def score_instances(
+    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], iou_type: str
+) -> dict[str, Any]:
+    """COCO's figures.
+
+    Args:
+        truth: the content of a COCO instances json. Its annotations are numbered anew: COCOeval
+            takes an object of id 0 for one that no prediction found, and confuses objects that
+            share an id; many tools count from 0.
+        results: the content of a COCO results json.
+        iou_type: ``segm`` and ``bbox`` by hotcoco; ``boundary``: masks that match by the smaller
+            of mask IoU and boundary IoU (Cheng et al., CVPR 2021).
+
+    Returns:
+        The twelve :data:`FIGURES` in [0, 1] and ``per_class``, the AP by category name; NaN where
+        there is no object of that size or class.
+    """
+    # Neither library takes names for image ids.
+    numbers = {image["id"]: number for number, image in enumerate(truth["images"], start=1)}
+    if all(isinstance(id_, int) for id_ in numbers):
+        numbers = {id_: id_ for id_ in numbers}
+    annotations = [
+        {"iscrowd": 0, **annotation, "id": number, "image_id": numbers[annotation["image_id"]]}
+        for number, annotation in enumerate(truth["annotations"], start=1)
+    ]
+    images = [{**image, "id": numbers[image["id"]]} for image in truth["images"]]
+    truth = {"images": images, "annotations": annotations, "categories": truth["categories"]}
+    # Given both, COCO.loadRes would take an object's size from its box; as Detectron2, take it from
+    # the shape that is compared.
+    keys = ("category_id", "score", SHAPE_KEYS[iou_type])
+    results = [
+        {"image_id": numbers[result["image_id"]], **{key: result[key] for key in keys}}
+        for result in results
+    ]
+    evaluate = _evaluate_boundaries if iou_type == "boundary" else _evaluate
+    stats, precision, category_ids = evaluate(truth, results, iou_type)
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    # (IoU thresholds, recalls, categories, sizes, numbers of detections); -1: nothing to be found.
+    precision = np.where(precision[:, :, :, 0, -1] < 0, np.nan, precision[:, :, :, 0, -1])
     return {
-        name: float(value) if value > -1 else float("nan")
-        for name, value in zip(FIGURES, evaluation.stats, strict=True)
+        **{
+            name: float(value) if value > -1 else float("nan")
+            for name, value in zip(FIGURES, stats, strict=True)
+        },
+        "per_class": {names[id_]: _mean(precision[:, :, i]) for i, id_ in enumerate(category_ids)},
     }
 
 
-def number_annotations(truth: COCO) -> None:
-    """Give the annotations of a ground truth the ids 1, 2, ...
+def ap_table(result: Mapping[str, Any], name: str, *, per_class: bool = True) -> str:
+    """The figures of :func:`score_instances`, in percent."""
+    groups = {"AP": FIGURES[:6], "AR": FIGURES[6:]}
+    tables = [percent_table({name: result}, columns) for columns in groups.values()]
+    if per_class and len(result["per_class"]) > 1:
+        rows = {class_name: {"AP": ap} for class_name, ap in result["per_class"].items()}
+        tables.append(percent_table(rows, ("AP",), first=f"{name} class"))
+    return "\n\n".join(tables)
 
-    COCOeval takes an object of id 0 for one that no prediction found, and confuses objects that
-    share an id; many tools count from 0.
-    """
-    for number, annotation in enumerate(truth.dataset.get("annotations", ()), start=1):
-        annotation["id"] = number
+
+Evaluation = tuple[np.ndarray, np.ndarray, Sequence[int]]  # stats, precision, category ids
+
+
+def _evaluate(truth: dict[str, Any], results: list[dict[str, Any]], iou_type: str) -> Evaluation:
+    coco = hotcoco.COCO(truth)
+    evaluation = hotcoco.COCOeval(coco, coco.load_res(results), iou_type)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
+        evaluation.run()
+    return evaluation.stats, evaluation.eval["precision"], evaluation.params.cat_ids
 
 
-def _index(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]] | None = None) -> COCO:
-    """pycocotools' view of the ground truth, or of results on its pictures."""
-    coco = COCO()
-    coco.dataset = dict(truth) if results is None else {**truth, "annotations": []}
-    number_annotations(coco)
-    return coco.loadRes(results) if results else coco  # loadRes takes no empty list
+def _evaluate_boundaries(
+    truth: dict[str, Any], results: list[dict[str, Any]], iou_type: str
+) -> Evaluation:
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco, found = COCO(), COCO()
+        coco.dataset, found.dataset = truth, {**truth, "annotations": []}
+        coco.createIndex()
+        found.createIndex()
+        if results:  # loadRes takes no empty list
+            found = coco.loadRes(results)
+        evaluation = _BoundaryEval(coco, found, "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats, evaluation.eval["precision"], evaluation.params.catIds
+
+
+class _BoundaryEval(COCOeval):
+    """COCOeval on the smaller of mask IoU and boundary IoU.
+
+    Below COCO's lowest threshold the mask IoU decides alone, so that few boundaries are needed.
+    Crowds are matched by mask.
+    """
+
+    def computeIoU(self, imgId: int, catId: int) -> Any:
+        ious = super().computeIoU(imgId, catId)
+        if not len(ious):
+            return ious
+        truth = [gt["segmentation"] for gt in self._gts[imgId, catId]]
+        found = self._dts[imgId, catId]
+        order = np.argsort([-dt["score"] for dt in found], kind="mergesort")  # as super() does it
+        crowd = np.array([gt["iscrowd"] for gt in self._gts[imgId, catId]], bool)
+        pairs = np.argwhere((ious >= self.params.iouThrs[0]) & ~crowd)
+        edges = {j: _boundary_of_rle(truth[j]) for j in set(pairs[:, 1].tolist())}
+        for i in set(pairs[:, 0].tolist()):
+            edge = _boundary_of_rle(found[order[i]]["segmentation"])
+            for j in pairs[pairs[:, 0] == i, 1].tolist():
+                shared = np.count_nonzero(edge & edges[j])
+                joint = np.count_nonzero(edge | edges[j])
+                ious[i, j] = min(ious[i, j], shared / joint)
+        return ious
+
+
+def _boundary_of_rle(rle: Mapping[str, Any]) -> np.ndarray:
+    """The boundary, (w, h) as RLE holds it."""
+    return mask_boundary(rle_mask.decode(rle).T)
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else float("nan")
 
 
 def _check_truth(path: str | os.PathLike, truth: Any, iou_type: str) -> None:
@@ -82,7 +174,6 @@ def _check_truth(path: str | os.PathLike, truth: Any, iou_type: str) -> None:
     if not isinstance(truth, dict) or not all(isinstance(truth.get(key), list) for key in lists):
         raise DatasetError(f"{path} is no COCO instances json: it must hold the lists {lists}")
     for annotation in truth["annotations"]:
-        annotation.setdefault("iscrowd", 0)
         for key in ("image_id", "category_id", "area", SHAPE_KEYS[iou_type]):
             if key not in annotation:
                 raise DatasetError(
@@ -131,14 +222,3 @@ def _check_results(
                     f"{where} has a segmentation that is no RLE of size {size} (height, width), "
                     f"the size of the picture in {gt_json}"
                 )
-
-
-def _read(path: str | os.PathLike) -> Any:
-    try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path} does not exist") from error
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error}") from error
-    except ValueError as error:  # no JSON, or no text at all
-        raise DatasetError(f"{path} is no valid JSON: {error}") from error

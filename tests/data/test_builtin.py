@@ -55,6 +55,7 @@ def map_all(name, mapper_name):
         augmentations=[],
         image_format="RGB",
         ignore_label=metadata.get("ignore_label", 255),
+        num_classes=len(metadata.get("stuff_classes") or metadata.thing_classes),
         size_divisibility=0,
         reads_semantic=mapper_name == "mask_former_semantic",
     )

@@ -3,11 +3,18 @@ import json
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, SemSegEvaluator
+from detectron2.evaluation import DatasetEvaluators
 from detectron2.structures import Boxes, Instances
 
 from mask2former.errors import ConfigError, DatasetError
-from mask2former.evaluation import PanopticEvaluator, build, build_evaluator
+from mask2former.evaluation import (
+    InstanceEvaluator,
+    PanopticEvaluator,
+    SemanticEvaluator,
+    build_evaluator,
+)
+from mask2former.evaluation.instance import score_instances
+from mask2former.evaluation.instance_evaluator import instances_of_panoptic
 
 
 def kinds(evaluator):
@@ -17,7 +24,7 @@ def kinds(evaluator):
 
 def test_panoptic_sets_get_what_the_model_predicts(sample_cfg, tmp_path):
     test = sample_cfg.MODEL.MASK_FORMER.TEST
-    everything = [PanopticEvaluator, COCOEvaluator, SemSegEvaluator]
+    everything = [PanopticEvaluator, InstanceEvaluator, SemanticEvaluator]
     assert kinds(build_evaluator(sample_cfg, "sample_val", str(tmp_path))) == everything
     test.SEMANTIC_ON = test.INSTANCE_ON = False
     assert kinds(build_evaluator(sample_cfg, "sample_val", str(tmp_path))) == everything[:1]
@@ -35,7 +42,7 @@ def test_unknown_types_are_refused(sample_cfg, tmp_path):
 def test_ground_truth_scores_full_marks(sample_cfg, sample_root, tmp_path):
     """Boxes, masks and classes of the annotations themselves, as predictions."""
     sample_cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
-    evaluator = build_evaluator(sample_cfg, "sample_val", str(tmp_path))
+    evaluator = build_evaluator(sample_cfg, "sample_val", str(tmp_path), boundary=True)
     evaluator.reset()
     contiguous = MetadataCatalog.get("sample_val").thing_dataset_id_to_contiguous_id
     from pycocotools.coco import COCO
@@ -60,13 +67,72 @@ def test_ground_truth_scores_full_marks(sample_cfg, sample_root, tmp_path):
     results = evaluator.evaluate()
     assert results["segm"]["AP"] == pytest.approx(100)
     assert results["bbox"]["AP"] == pytest.approx(100)
-    assert results["sem_seg"]["mIoU"] == pytest.approx(100)
+    assert results["boundary"]["AP"] == pytest.approx(100)
+    assert results["sem_seg"]["mIoU"] == results["sem_seg"]["BoundaryIoU"] == pytest.approx(100)
 
 
 def semantic_truth(record):
     from mask2former.data.picture import read_label_map
 
     return read_label_map(record["sem_seg_file_name"])
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        ("coco_panoptic_seg", [PanopticEvaluator, InstanceEvaluator, SemanticEvaluator]),
+        ("ade20k_panoptic_seg", [PanopticEvaluator, InstanceEvaluator, SemanticEvaluator]),
+        (
+            "mapillary_vistas_panoptic_seg",
+            [PanopticEvaluator, InstanceEvaluator, SemanticEvaluator],
+        ),
+        ("sem_seg", [SemanticEvaluator]),
+        ("coco", [InstanceEvaluator]),
+    ],
+)
+def test_published_types(sample_cfg, copy_of_sample, tmp_path, kind, expected):
+    name = copy_of_sample(evaluator_type=kind)
+    evaluator = build_evaluator(sample_cfg, name, str(tmp_path), boundary=True)
+    assert kinds(evaluator) == expected
+
+
+@pytest.fixture
+def copy_of_sample(sample_root):
+    """Register the sample's validation set once more, with other metadata."""
+    name = "test_copy_of_sample"
+
+    def register(**changes):
+        sample = MetadataCatalog.get("sample_val").as_dict()
+        MetadataCatalog.get(name).set(**{**sample, "name": name, **changes})
+        DatasetCatalog.register(name, lambda: DatasetCatalog.get("sample_val"))
+        return name
+
+    yield register
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_a_panoptic_set_needs_no_instances_json(copy_of_sample, tmp_path):
+    name = copy_of_sample(json_file=str(tmp_path / "nowhere.json"))
+    evaluator = InstanceEvaluator(dataset_name=name)
+    figures = evaluator.evaluate()
+    assert figures["segm"]["AP"] == 0 and len(evaluator.truth["annotations"]) > 0
+
+
+def test_instances_json_and_things_of_panoptic_are_one_truth(sample_root):
+    """The sample has both; without the json the truth comes from the PNG files."""
+    derived = instances_of_panoptic("sample_val")
+    given = json.loads((sample_root / "annotations" / "instances_val.json").read_text())
+
+    def objects(content):
+        return sorted((a["image_id"], a["category_id"], a["area"]) for a in content["annotations"])
+
+    assert objects(derived) == objects(given)
+    categories = {c["id"]: c["name"] for c in given["categories"]}
+    assert {c["id"]: c["name"] for c in derived["categories"]} == categories
+    results = [{**a, "score": 1.0} for a in derived["annotations"] if not a["iscrowd"]]
+    for iou_type in ("bbox", "segm", "boundary"):
+        assert score_instances(derived, results, iou_type)["AP"] == pytest.approx(1)
 
 
 def test_no_predictions_at_all(sample_cfg, tmp_path):
@@ -118,6 +184,8 @@ def test_objects_of_id_0_count(sample_cfg, coco_set, tmp_path):
     evaluator.process([{"image_id": 1}], [{"instances": instances}])
     results = evaluator.evaluate()
     assert results["segm"]["AP-nut"] == results["bbox"]["AP-nut"] == pytest.approx(100)
+    saved = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert saved[0]["category_id"] == 30 and saved[0]["bbox"] == [0, 0, 4, 4]
 
 
 def test_an_instances_json_of_other_categories_is_refused(sample_cfg, coco_set, tmp_path):
@@ -128,20 +196,3 @@ def test_an_instances_json_of_other_categories_is_refused(sample_cfg, coco_set, 
     path.write_text(json.dumps(content))
     with pytest.raises(DatasetError, match=r"instances\.json .*test_coco_set .*\[90\]"):
         build_evaluator(sample_cfg, metadata.name, str(tmp_path))
-
-
-def test_label_maps_are_read_for_detectron2_main(sample_cfg, sample_root, tmp_path, monkeypatch):
-    """Its evaluator takes a reader, and writes into what that returns."""
-    given = {}
-
-    class Newer(SemSegEvaluator):
-        def __init__(self, *args, sem_seg_loading_fn=None, **kwargs):
-            given["reader"] = sem_seg_loading_fn
-            super().__init__(*args, **kwargs)
-
-    monkeypatch.setattr(build, "SemSegEvaluator", Newer)
-    build.semantic_evaluator("sample_val", str(tmp_path))
-    record = DatasetCatalog.get("sample_val")[0]
-    labels = given["reader"](record["sem_seg_file_name"], dtype=int)
-    assert labels.dtype == int and labels.flags.writeable
-    assert (labels == semantic_truth(record)).all()

@@ -1,12 +1,17 @@
+import contextlib
+import io
 import json
 import math
 
+import cv2
 import numpy as np
 import pytest
-from pycocotools.mask import encode, toBbox
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from pycocotools.mask import decode, encode, iou, toBbox
 
 from mask2former.errors import DatasetError
-from mask2former.evaluation.instance import average_precision
+from mask2former.evaluation.instance import FIGURES, average_precision
 
 
 @pytest.mark.parametrize(
@@ -21,6 +26,70 @@ def test_known_numbers(shared_data, iou_type, expected):
     results = root / f"instances_val2014_fake{iou_type}100_results.json"
     figures = average_precision(root / "instances_val2014_100.json", results, iou_type=iou_type)
     assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+def test_equals_pycocotools(shared_data, iou_type):
+    """All twelve figures, and AP by class."""
+    root = shared_data / "coco_eval_val2014_100"
+    files = (
+        root / "instances_val2014_100.json",
+        root / f"instances_val2014_fake{iou_type}100_results.json",
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(files[0]))
+        official = COCOeval(truth, truth.loadRes(str(files[1])), iou_type)
+        official.evaluate()
+        official.accumulate()
+        official.summarize()
+    result = average_precision(*files, iou_type=iou_type)
+    assert [result[name] for name in FIGURES] == pytest.approx(official.stats.tolist(), abs=1e-12)
+    for i, id_ in enumerate(official.params.catIds):
+        precision = official.eval["precision"][:, :, i, 0, -1]
+        expected = precision[precision > -1].mean() if (precision > -1).any() else np.nan
+        actual = result["per_class"][truth.cats[id_]["name"]]
+        assert actual == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+def test_boundary_ap_is_pycocotools_on_the_smaller_iou(shared_data):
+    """With the IoU of every pair of masks and of boundaries, eroded one pixel at a time."""
+
+    class Official(COCOeval):
+        def computeIoU(self, image_id, category_id):
+            ious = super().computeIoU(image_id, category_id)
+            if not len(ious):
+                return ious
+            truth, found = self._gts[image_id, category_id], self._dts[image_id, category_id]
+            order = np.argsort([-dt["score"] for dt in found], kind="mergesort")
+            sides = [edges_of([found[i] for i in order]), edges_of(truth)]
+            crowd = np.array([gt["iscrowd"] for gt in truth], bool)
+            edge_ious = np.array(iou(*sides, crowd.astype(int).tolist()))
+            return np.where(crowd, ious, np.minimum(ious, edge_ious))
+
+    def edges_of(annotations):
+        edges = []
+        for annotation in annotations:
+            mask = np.pad(decode(annotation["segmentation"]), 1)
+            inside, square = mask, np.ones((3, 3), np.uint8)
+            for _ in range(round(0.02 * float(np.hypot(mask.shape[0] - 2, mask.shape[1] - 2)))):
+                inside = cv2.erode(inside, square)
+            edges.append(encode(np.asfortranarray((mask - inside)[1:-1, 1:-1])))
+        return edges
+
+    root = shared_data / "coco_eval_val2014_100"
+    files = (
+        root / "instances_val2014_100.json",
+        root / "instances_val2014_fakesegm100_results.json",
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(files[0]))
+        official = Official(truth, truth.loadRes(str(files[1])), "segm")
+        official.evaluate()
+        official.accumulate()
+        official.summarize()
+    result = average_precision(*files, iou_type="boundary")
+    assert [result[name] for name in FIGURES] == pytest.approx(official.stats.tolist(), abs=1e-12)
+    assert 0 < result["AP"] < average_precision(*files)["AP"]
 
 
 @pytest.fixture
@@ -56,7 +125,8 @@ BOX = {"image_id": 1, "category_id": 1, "score": 0.9, "bbox": [0, 0, 4, 4]}
 def test_perfect_and_empty_results(truth, tmp_path):
     perfect = average_precision(truth, write_results(tmp_path, BOX), iou_type="bbox")
     assert perfect["AP"] == pytest.approx(1)
-    assert average_precision(truth, write_results(tmp_path), iou_type="bbox")["AP"] == 0
+    for iou_type in ("segm", "bbox", "boundary"):
+        assert average_precision(truth, write_results(tmp_path), iou_type=iou_type)["AP"] == 0
 
 
 def test_misfits_are_named(truth, tmp_path):
@@ -89,8 +159,9 @@ def test_truth_as_other_tools_write_it(truth, tmp_path, changes):
     if content["annotations"][0]["iscrowd"] is None:
         del content["annotations"][0]["iscrowd"]
     truth.write_text(json.dumps(content))
-    figures = average_precision(truth, write_results(tmp_path, MASK))
-    assert figures["AP"] == pytest.approx(1)
+    for iou_type in ("segm", "boundary"):
+        figures = average_precision(truth, write_results(tmp_path, MASK), iou_type=iou_type)
+        assert figures["AP"] == pytest.approx(1)
 
 
 def test_no_figure_for_sizes_that_do_not_occur(truth, tmp_path):
@@ -106,9 +177,9 @@ def test_boxes_beside_the_masks_change_nothing(shared_data, tmp_path):
     pred_json = root / "instances_val2014_fakesegm100_results.json"
     results = json.loads(pred_json.read_text())
     boxed = [r | {"bbox": toBbox(r["segmentation"]).tolist()} for r in results]
-    assert average_precision(gt_json, write_results(tmp_path, *boxed)) == pytest.approx(
-        average_precision(gt_json, pred_json), abs=0
-    )
+    with_boxes = average_precision(gt_json, write_results(tmp_path, *boxed))
+    without = average_precision(gt_json, pred_json)
+    assert [with_boxes[name] for name in FIGURES] == [without[name] for name in FIGURES]
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_misfits_are_named(write, tmp_path):
         compare(truth, other)
     with pytest.raises(DatasetError, match=r"pred\.json: segment 1 of image id 3 .* 77"):
         compare(truth, write("pred", TRUTH, {1: 77, 2: 9}))
-    with pytest.raises(DatasetError, match=r"pred\.json"):  # id 2 is in the PNG only
+    with pytest.raises(DatasetError, match=r"pred\.json .*image 3: .*segment 2"):  # in the PNG only
         compare(truth, write("pred", TRUTH, {1: 5}))
     with pytest.raises(DatasetError, match=r"a\.png of image id 3 .*does not exist"):
         panoptic_quality(truth[0], truth[0], truth[1], tmp_path / "nowhere")
@@ -128,7 +128,7 @@ def test_pictures_of_other_sizes_and_binary_files_are_named(write):
     truth = write("gt", TRUTH, {1: 5, 2: 9})
     with pytest.raises(DatasetError, match=r"pred\.json .*image 3: .*4×4 .*4×3"):
         compare(truth, write("pred", [[1, 1, 2]] * 4, {1: 5, 2: 9}))
-    with pytest.raises(DatasetError, match=r"a\.png is no COCO panoptic json"):
+    with pytest.raises(DatasetError, match=r"a\.png is no valid JSON"):
         compare(truth, (truth[1] / "a.png", truth[1]))
 
 
@@ -140,6 +140,15 @@ def test_crowds_and_void_are_no_false_positives(write):
     result = compare(truth, prediction)
     assert result["Stuff"]["pq"] == 1 and result["Stuff"]["n"] == 1
     assert result["Things"]["n"] == 0 and math.isnan(result["Things"]["pq"])
+
+
+def test_image_ids_may_be_names(write):
+    """As in Cityscapes; hotcoco wants numbers."""
+    truth = write("gt", TRUTH, {1: 5, 2: 9}, image_id="aachen_000000")
+    prediction = write("pred", PREDICTION, {1: 5, 2: 9}, image_id="aachen_000000")
+    assert compare(truth, prediction)["Things"]["pq"] == pytest.approx(2 / 3)
+    with pytest.raises(DatasetError, match=r"pred\.json .*image aachen_000000: .*4×4"):
+        compare(truth, write("pred", [[1, 1, 2]] * 4, {1: 5, 2: 9}, image_id="aachen_000000"))
 
 
 def test_known_numbers(shared_data):

@@ -73,6 +73,7 @@ def test_evaluation_reports_both(sample_cfg, tmp_path):
     results = evaluate(sample_cfg)
     assert {"panoptic_seg", "sem_seg", "sem_seg_TTA"} <= set(results)
     assert results["sem_seg_TTA"]["mIoU"] >= 0
+    assert set(results["sem_seg_TTA"]) == set(results["sem_seg"])
     assert Trainer.build_model(sample_cfg).panoptic_on
 
 

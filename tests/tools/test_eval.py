@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from mask2former.errors import DatasetError
 
@@ -70,17 +72,118 @@ def test_instances(tmp_path, tool):
         "segm": {"AP": 0.319545, "AP50": 0.562288, "AP75": 0.298927},
         "bbox": {"AP": 0.504581},
     }
-    # A process for one of them is enough.
-    for iou_type, call in (("segm", lambda *args: run(*args)[0]), ("bbox", tool)):
+    for iou_type in ("segm", "bbox"):
         results = folder / f"instances_val2014_fake{iou_type}100_results.json"
-        stdout = call(
+        stdout = tool(
             "instances", "--gt", folder / "instances_val2014_100.json", "--pred", results,
             "--iou-type", iou_type, "--output", output,
         )  # fmt: skip
         figures = json.loads(output.read_text())
         known = expected[iou_type]
         assert {key: figures[key] for key in known} == pytest.approx(known, abs=1e-6)
-        assert len(figures) == 12 and all(name in stdout for name in figures)
+        names = set(figures) - {"per_class"}
+        assert len(names) == 12 and all(name in stdout for name in names)
+
+
+@needs_shared_data
+def test_boundaries(tmp_path, tool):
+    """More figures, of which those before are the same."""
+    coco, output = SHARED / "coco", tmp_path / "out.json"
+    truth = coco / "annotations" / "panoptic_val2017.json"
+    tool("panoptic", "--gt", truth, "--pred", coco / "pred_shift8" / "predictions.json",
+         "--boundary", "--output", output)  # fmt: skip
+    figures = json.loads(output.read_text())
+    assert figures["All"]["pq"] == pytest.approx(0.5453826589, abs=1e-6)
+    assert 0 < figures["boundary"]["All"]["pq"] < figures["All"]["pq"]
+    folder = SHARED / "coco_eval_val2014_100"
+    stdout = tool(
+        "instances", "--gt", folder / "instances_val2014_100.json",
+        "--pred", folder / "instances_val2014_fakesegm100_results.json",
+        "--boundary", "--per-class", "--output", output,
+    )  # fmt: skip
+    figures = json.loads(output.read_text())
+    assert figures["AP"] == pytest.approx(0.319545, abs=1e-6)
+    assert 0 < figures["boundary"]["AP"] < figures["AP"] and "giraffe" in stdout
+
+
+# deeplab2's panoptic_quality_test.py: grey value of an instance -> class, and class colours.
+TEAM = {0: 0, 47: 1, 97: 1, 133: 1, 150: 1, 174: 1, 198: 2, 215: 1, 244: 1, 255: 1}
+TRUTH = {
+    "team": ("team_gt_instance.png", TEAM),
+    "bird": ("bird_gt.png", {92: 5, 176: 3, 255: 4}),
+    "cat": ("cat_gt.png", {0: 0, 255: 6}),
+}
+CLASSES = [
+    ("person", 1, [0, 0, 255]),
+    ("bear", 1, [255, 0, 0]),
+    ("tree", 0, [0, 255, 0]),
+    ("bird", 1, [255, 0, 255]),
+    ("sky", 0, [0, 255, 255]),
+    ("cat", 1, [255, 255, 0]),
+]
+
+
+@needs_shared_data
+@pytest.mark.parametrize(
+    "pictures, expected",
+    [
+        (["team"], (0.62156284, 0.64664984, 0.96666667)),
+        (["bird", "cat", "team"], (0.76855499, 0.7769174, 0.98888892)),
+    ],
+)
+def test_masks(tmp_path, tool, pictures, expected):
+    """deeplab2's numbers, which it computes in float32."""
+    folder = SHARED / "deeplab2_pq" / "evaluation" / "testdata"
+    keys = ("name", "isthing", "color")
+    description = {
+        "categories": [
+            {"id": i, **dict(zip(keys, values))} for i, values in enumerate(CLASSES, start=1)
+        ],
+        "void": 0,
+        "pictures": [
+            {
+                "truth": {
+                    "instances": str(folder / TRUTH[name][0]),
+                    "classes": dict(TRUTH[name][1]),
+                },
+                "prediction": {
+                    "instances": str(folder / f"{name}_pred_instance.png"),
+                    "classes": str(folder / f"{name}_pred_class.png"),
+                },
+            }
+            for name in pictures
+        ],
+    }
+    path, output = tmp_path / "masks.json", tmp_path / "pq.json"
+    path.write_text(json.dumps(description))
+    tool("masks", "--description", path, "--output", output)
+    figures = json.loads(output.read_text())["All"]
+    assert [figures[key] for key in ("pq", "sq", "rq")] == pytest.approx(expected, abs=1e-6)
+    del description["pictures"][0]["truth"]["classes"][255]
+    path.write_text(json.dumps(description))
+    with pytest.raises(DatasetError, match=r"_gt.*\.png has value 255 .*no class"):
+        tool("masks", "--description", path)
+
+
+def test_semantic(tmp_path, tool):
+    """Class 0: 3 of 4 pixels and one too many; class 1: 2 of 3 and one too many."""
+    maps = {"gt": [[0, 0, 1, 1], [0, 0, 1, 255]], "pred": [[0, 1, 1, 1], [0, 0, 0, 1]]}
+    for folder, labels in maps.items():
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.array(labels, np.uint8)).save(tmp_path / folder / "a.png")
+    output = tmp_path / "out.json"
+    stdout = tool(
+        "semantic", "--gt", tmp_path / "gt", "--pred", tmp_path / "pred", "--num-classes", 2,
+        "--pq", "--boundary", "--per-class", "--output", output,
+    )  # fmt: skip
+    figures = json.loads(output.read_text())
+    assert figures["mIoU"] == pytest.approx((3 / 5 + 1 / 2) / 2)
+    assert figures["pq"]["per_class"] == {
+        "0": pytest.approx({"pq": 3 / 5, "sq": 3 / 5, "rq": 1}),
+        "1": {"pq": 0, "sq": 0, "rq": 0},
+    }
+    assert figures["pq"]["Things"]["pq"] is None  # there is none
+    assert "55.000" in stdout and "BoundaryIoU" in stdout
 
 
 def test_mistakes_get_one_line(tmp_path):
