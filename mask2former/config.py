@@ -204,6 +204,12 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
         line = error.problem_mark.line + 1
         return f"line {line} would run code (!!python/{tag}); write the value out instead"
     message = str(error.args[0]) if error.args else str(error)
+    mismatch = re.match(
+        r"Type mismatch \(<class '(\w+)'> vs\. .*values \(.* vs\. (.*)\) for config key: (\S+)$",
+        message,
+    )
+    if mismatch:
+        return f"{mismatch[3]} must be of type {mismatch[1]}, not {mismatch[2]}"
     unknown = re.match(r"Non-existent (?:config )?key: (\S+)", message)
     if unknown is None:
         return str(error) if isinstance(error, yaml.YAMLError) else message

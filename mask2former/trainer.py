@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, default_setup
 from detectron2.evaluation import DatasetEvaluator, print_csv_format, verify_results
+from detectron2.modeling import build_model
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -18,7 +19,13 @@ from torch.utils.data import DataLoader
 
 from .checkpoint import find_model, load_weights
 from .config import load_config
-from .data import build_test_loader, build_train_loader, class_names
+from .data import (
+    build_test_loader,
+    build_train_loader,
+    build_training_mapper,
+    check_datasets,
+    class_names,
+)
 from .errors import ConfigError
 from .evaluation import build_evaluator, inference_on_dataset
 from .modeling import SemanticSegmentorWithTTA  # importing the package registers the model
@@ -44,6 +51,14 @@ class Trainer(DefaultTrainer):
         super().__init__(cfg)
         if names := class_names(cfg.DATASETS.TRAIN[0]):
             self.checkpointer.add_checkpointable("class_names", ClassNames(names))
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model; unlike Detectron2's, without printing its hundreds of lines."""
+        model = build_model(cfg)
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        logger.info("%s with %.2f million parameters", type(model).__name__, millions)
+        return model
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> DataLoader:
@@ -117,11 +132,34 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     changes = adapt_to_machine(cfg)
     cfg.freeze()
+    # Before anything of an earlier run in OUTPUT_DIR is overwritten.
+    resumes = getattr(args, "resume", False)
+    check_names(cfg, training=not getattr(args, "eval_only", False), weights=not resumes)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mask2former")
     for change in changes:
         logger.warning(change)
     return cfg
+
+
+def check_names(cfg: CfgNode, *, training: bool, weights: bool) -> None:
+    """Whether what the config names exists: data sets, and if they count, mapper and weights.
+
+    Raises:
+        ConfigError: names what does not.
+    """
+    if training:
+        build_training_mapper(cfg)
+    check_datasets([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST])
+    path = cfg.MODEL.WEIGHTS
+    if not weights or not path:
+        return
+    find_model(path)  # an unknown zoo:// name
+    if "://" not in path and not os.path.isfile(path):
+        raise ConfigError(
+            f"MODEL.WEIGHTS {path} does not exist; give the path of a checkpoint, or '' to "
+            "start from random weights"
+        )
 
 
 def adapt_to_machine(cfg: CfgNode) -> list[str]:

@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument(
         "--confidence-threshold",
-        type=float,
+        type=score,
         default=0.5,
         help="least score of instances and panoptic segments, in [0, 1] (default: 0.5)",
     )
@@ -80,6 +80,13 @@ def parse_arguments() -> argparse.Namespace:
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides of the config"
     )
     return parser.parse_args()
+
+
+def score(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1]")
+    return value
 
 
 def find_pictures(inputs: Sequence[str]) -> list[Path]:

@@ -242,12 +242,10 @@ def install(from_source: str | None, force: bool) -> None:
         print("Detectron2 is installed already and is kept.")
         report(state)
         return
+    if find_spec("torch") is None:
+        raise InstallError("Detectron2 needs torch: pip install torch torchvision first")
     replace = ["--force-reinstall", "--no-deps"] if state else []
     if from_source:
-        if find_spec("torch") is None:
-            raise InstallError(
-                "Detectron2's own build needs torch: install torch and torchvision first"
-            )
         local = Path(from_source).exists() or from_source.startswith("git+")
         source = from_source if local else f"git+{from_source}"
         print(f"Detectron2: building from {source} (some minutes)")

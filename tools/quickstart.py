@@ -65,6 +65,11 @@ def main() -> None:
     )
     for name in ("metrics.json", "loss.png", "predictions.png", "train/model_final.pth"):
         print(f"  {output / name}")
+    print(
+        f"next: python tools/demo.py --config-file {args.config_file} --input YOUR_PICTURE.jpg "
+        f"--output my_output --opts MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} "
+        f"DATASETS.CATALOG {cfg.DATASETS.CATALOG}"
+    )
 
 
 def parse_arguments() -> argparse.Namespace:

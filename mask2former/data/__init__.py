@@ -1,6 +1,11 @@
 """Data sets, mappers and loaders. Importing this package registers the builtin data sets."""
 
-from .build import build_test_loader, build_train_loader, build_training_mapper
+from .build import (
+    build_test_loader,
+    build_train_loader,
+    build_training_mapper,
+    check_datasets,
+)
 from .builtin import register_builtin
 from .catalog import class_names, register_catalog, register_dataset
 from .dataset_mapper import MAPPERS, PictureMapper
@@ -11,6 +16,7 @@ __all__ = [
     "build_test_loader",
     "build_train_loader",
     "build_training_mapper",
+    "check_datasets",
     "class_names",
     "register_builtin",
     "register_catalog",

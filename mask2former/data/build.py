@@ -1,5 +1,6 @@
 """Loaders, and what is checked before the first iteration."""
 
+import difflib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -67,12 +68,8 @@ def load_records(cfg: CfgNode, names: Sequence[str], *, filter_empty: bool) -> l
     Args:
         filter_empty: leave out pictures whose annotations are all crowds, or none.
     """
+    check_datasets(names)
     for name in names:
-        if name not in DatasetCatalog:
-            raise ConfigError(
-                f"data set {name} (DATASETS.TRAIN or DATASETS.TEST) is not registered; describe "
-                "it in a catalog and name that in DATASETS.CATALOG"
-            )
         check_builtin(name)
     ignored = {name: MetadataCatalog.get(name).get("ignore_label") for name in names}
     if len(set(ignored.values())) > 1:
@@ -83,6 +80,21 @@ def load_records(cfg: CfgNode, names: Sequence[str], *, filter_empty: bool) -> l
     records = get_detection_dataset_dicts(names, filter_empty=filter_empty)
     check_records(", ".join(names), records, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     return records
+
+
+def check_datasets(names: Sequence[str]) -> None:
+    """
+    Raises:
+        ConfigError: one of the names is not registered.
+    """
+    for name in names:
+        if name not in DatasetCatalog:
+            close = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
+            hint = f"did you mean {close[0]}? Otherwise " if close else ""
+            raise ConfigError(
+                f"data set {name} (DATASETS.TRAIN or DATASETS.TEST) is not registered; {hint}"
+                "describe it in a catalog and name that in DATASETS.CATALOG"
+            )
 
 
 def check_records(name: str, records: list[dict[str, Any]], *, num_classes: int) -> None:

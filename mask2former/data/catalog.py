@@ -50,7 +50,10 @@ def register_catalog(path: str | os.PathLike) -> list[str]:
     """
     path = expand_path(path)
     if not path.is_file():
-        raise DatasetError(f"data set catalog {path} does not exist (DATASETS.CATALOG)")
+        raise DatasetError(
+            f"data set catalog {path.absolute()} does not exist (DATASETS.CATALOG, relative to the "
+            "working directory)"
+        )
     try:
         entries = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
