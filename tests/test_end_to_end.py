@@ -74,9 +74,15 @@ def test_train_evaluate_and_segment(run, config_file, sample_root, tmp_path):
         tmp_path / "eval",
         "--output",
         figures,
+        "--boundary",
+        "TEST.IMS_PER_BATCH",
+        "2",
     )
     results = json.loads(figures.read_text())
-    assert {"panoptic_seg", "segm", "bbox", "sem_seg"} <= set(results)
+    assert {"panoptic_seg", "segm", "bbox", "sem_seg", "boundary"} <= set(results)
+    kept = json.loads((tmp_path / "eval" / "inference" / "sample_val" / "results.json").read_text())
+    assert kept["results"] == results and kept["pictures"] == 4
+    assert {"model", "post-processing", "scoring"} <= set(kept["seconds"])
     assert 0 <= results["panoptic_seg"]["PQ"] <= 100
 
     # A folder with a picture that cannot be read, and a colour-mapped one that can.
@@ -103,9 +109,9 @@ def test_train_evaluate_and_segment(run, config_file, sample_root, tmp_path):
     assert [a["file_name"] for a in annotations] == ["palette.png", source.stem + ".png"]
     assert json.loads((demo / "instances.json").read_text())
 
-    # No score is above 1: nothing is left, neither instances nor segments.
+    # No score reaches 1: nothing is left, neither instances nor segments.
     run("demo.py", "--config-file", config_file, "--input", source, "--output", tmp_path / "none",
-        "--confidence-threshold", "1.1", "--opts", "MODEL.WEIGHTS", weights)  # fmt: skip
+        "--confidence-threshold", "1", "--opts", "MODEL.WEIGHTS", weights)  # fmt: skip
     assert json.loads((tmp_path / "none" / "instances.json").read_text()) == []
     assert not np.asarray(Image.open(tmp_path / "none" / "panoptic" / f"{source.stem}.png")).any()
 
@@ -142,7 +148,7 @@ def test_a_killed_run_resumes_where_it_was(run, config_file, tmp_path):
         (["--config-file", "nowhere.yaml"], "error: config file nowhere.yaml does not exist"),
         (["--num-gpus", "99"], "error: --num-gpus 99, but torch"),
         (["SOLVER.MAX_ITR", "3"], "unknown key SOLVER.MAX_ITR; did you mean SOLVER.MAX_ITER?"),
-        (["MODEL.WEIGHTS", "gone.pth"], "error: MODEL.WEIGHTS gone.pth cannot be loaded"),
+        (["MODEL.WEIGHTS", "gone.pth"], "error: MODEL.WEIGHTS gone.pth does not exist"),
         (["--eval-only"], "error: there is nothing to evaluate: set MODEL.WEIGHTS"),
     ],
 )
