@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError
-from . import zoo
-from .adapt import adapt_classes, adapt_queries, adapt_windows
+from .adapt import CLASS_HEAD, QUERIES, adapt_classes, adapt_queries, adapt_windows
 from .names import to_current_names
 from .reading import read_state_dict
 
 logger = logging.getLogger(__name__)
 
 MODULES = ("backbone", "sem_seg_head.pixel_decoder", "sem_seg_head.predictor")
-# What follows from the configuration, or only counts: no loss if it is not there.
-_DERIVED = ("relative_position_index", "criterion.empty_weight", "num_batches_tracked")
+# What follows from the configuration: never taken from a file, which may be of another one.
+_DERIVED = ("relative_position_index", "criterion.empty_weight")
+_NO_LOSS = (*_DERIVED, "num_batches_tracked")  # nothing is amiss without these
 
 
 @dataclass
@@ -79,8 +79,6 @@ def load_weights(
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
-    if path.startswith(zoo.PREFIX):
-        path = zoo.fetch(zoo.find_model(path))
     checkpoint = read_state_dict(path)
     model_state = model.state_dict()
     state = to_current_names(checkpoint, model_state)
@@ -98,7 +96,11 @@ def load_weights(
     if complete and (report.missing or report.mismatched):
         raise ConfigError(_refusal(path, report))
     fitting = {
-        n: t for n, t in state.items() if n in model_state and t.shape == model_state[n].shape
+        name: tensor
+        for name, tensor in state.items()
+        if name in model_state
+        and tensor.shape == model_state[name].shape
+        and not name.endswith(_DERIVED)
     }
     model.load_state_dict(fitting, strict=False)
     logger.info("weights of %s\n%s", path, report)
@@ -110,7 +112,7 @@ def _compare(
 ) -> None:
     report.loaded = dict.fromkeys(MODULES, (0, 0))
     for name, tensor in model_state.items():
-        if name.endswith(_DERIVED):
+        if name.endswith(_NO_LOSS):
             continue
         fits = name in state and state[name].shape == tensor.shape
         if name not in state:
@@ -122,17 +124,21 @@ def _compare(
                 loaded, total = report.loaded[module]
                 count = tensor.numel()
                 report.loaded[module] = (loaded + count * fits, total + count)
-    report.unexpected = [n for n in state if n not in model_state and not n.endswith(_DERIVED)]
+    report.unexpected = [n for n in state if n not in model_state and not n.endswith(_NO_LOSS)]
 
 
 def _refusal(path: str, report: LoadReport) -> str:
     head = f"{path} does not hold this model, which would be evaluated with random weights: "
-    if any("class_embed" in name for name in report.mismatched):
-        (theirs, *_), (ours, *_) = next(s for n, s in report.mismatched.items() if "class_" in n)
-        return (
-            f"{head}its class head is for {theirs - 1} classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
-            f"{ours - 1}; take the config it was trained with, or train on the new classes first"
-        )
+    for name, what, key, extra in (
+        (CLASS_HEAD[1], "its class head is for", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 1),
+        (QUERIES[0], "its queries number", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 0),
+    ):
+        theirs, ours = (shape[0] - extra for shape in report.mismatched.get(name, ((0,), (0,))))
+        if theirs != ours:
+            return (
+                f"{head}{what} {theirs}, {key} is {ours}; take the config it was trained with, or "
+                "train it further with this one first"
+            )
     if all(loaded == 0 for module, (loaded, _) in report.loaded.items() if module != "backbone"):
         return (
             f"{head}there is nothing of the heads in it, as in weights for a backbone; give "

@@ -58,9 +58,10 @@ def to_current_names(
         for name, tensor in model_state.items()
         if name.startswith(prefix)
     }
-    matched = align_and_update_state_dicts(
-        backbone, dict(state), c2_conversion=checkpoint.author == "Caffe2"
-    )
+    # Detectron's own files, bare dicts, name no author.
+    caffe2 = checkpoint.author == "Caffe2" or "conv1_w" in state
+    state = {name: t for name, t in state.items() if not (caffe2 and name.endswith("_momentum"))}
+    matched = align_and_update_state_dicts(backbone, state, c2_conversion=caffe2)
     return {prefix + name if name in backbone else name: t for name, t in matched.items()}
 
 

@@ -65,7 +65,7 @@ def find_model(path: str) -> ZooModel | None:
         return by_file.get(os.path.basename(path))
     name = path.removeprefix(PREFIX).strip("/")
     if name not in models:
-        close = [n for n in models if n.startswith(name)]
+        close = [n for n in models if n.lower().startswith(name.lower())]
         close = (close or difflib.get_close_matches(name, models, cutoff=0.3))[:3]
         raise ConfigError(
             f"{path}: there is no such published model; the nearest are "
@@ -93,12 +93,15 @@ def fetch(model: ZooModel) -> str:
             f"{PREFIX}{model.name} cannot be fetched ({error}); fetch {model.url} where there is a "
             "network, and name the file instead, or the folder it is in with MASK2FORMER_ZOO"
         ) from error
-    check_file(path)
+    check_file(path, remove=str(path) != model.url)
     return str(path)
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, *, remove: bool = False) -> None:
     """Compare a file's MD5 with the six hexadecimal digits of its name, as Detectron2's zoo has it.
+
+    Args:
+        remove: delete the file if they differ: it is one of the cache.
 
     Raises:
         ConfigError: they differ.
@@ -111,7 +114,10 @@ def check_file(path: Path) -> None:
         while block := file.read(1 << 20):
             digest.update(block)
     if not digest.hexdigest().startswith(expected[1]):
+        if remove:
+            path.unlink(missing_ok=True)
+        remedy = "it was removed from the cache: try" if remove else "delete it and fetch it"
         raise ConfigError(
             f"{path} is damaged: its MD5 begins with {digest.hexdigest()[:6]}, not with "
-            f"{expected[1]} as its name says; delete it and fetch it again"
+            f"{expected[1]} as its name says; {remedy} again"
         )

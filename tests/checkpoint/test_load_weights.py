@@ -2,13 +2,14 @@ import logging
 import pickle
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
 
-from mask2former.checkpoint import load_weights
+from mask2former.checkpoint import load_weights, read_state_dict
 from mask2former.checkpoint.adapt import match_classes
-from mask2former.checkpoint.names import detect_layout
+from mask2former.checkpoint.names import detect_layout, to_current_names
 from mask2former.errors import ConfigError
 from mask2former.trainer import Trainer, evaluate
 
@@ -121,6 +122,49 @@ def test_backbones_alone(build, tmp_path):
         load_weights(model, path, complete=True)
 
 
+@pytest.mark.parametrize("kind", ["bare", "blobs", "author"])
+def test_weights_of_detectron(tmp_path, kind):
+    """Caffe2's names, with or without an author."""
+    blobs = {
+        "conv1_w": np.full((8, 3, 7, 7), 2, "f4"),
+        "res2_0_branch2a_w": np.full((8, 8, 1, 1), 3, "f4"),
+        "conv1_w_momentum": np.zeros((8, 3, 7, 7), "f4"),
+    }
+    content = {"bare": blobs, "blobs": {"blobs": blobs}}.get(kind)
+    content = content or {"model": blobs, "__author__": "Caffe2"}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content))
+    names = ("backbone.stem.conv1.weight", "backbone.res2.0.conv1.weight")
+    shapes = ((8, 3, 7, 7), (8, 8, 1, 1))
+    model_state = {name: torch.zeros(shape) for name, shape in zip(names, shapes, strict=True)}
+    state = to_current_names(read_state_dict(tmp_path / "x.pkl"), model_state)
+    assert {name: tensor.mean().item() for name, tensor in state.items()} == {
+        names[0]: 2,
+        names[1]: 3,
+    }
+
+
+def test_the_weight_of_no_object_is_the_configurations(build, tmp_path):
+    path = save(tmp_path / "x.pth", build().state_dict())
+    model = build(**{"MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.5})
+    report = load_weights(model, path, complete=True)
+    assert model.criterion.empty_weight[-1] == 0.5
+    assert not report.unexpected
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 9}, "number 6, .*NUM_OBJECT_QUERIES is 9"),
+        ({"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3}, "is for 9, .*NUM_CLASSES is 3"),
+        ({"MODEL.MASK_FORMER.HIDDEN_DIM": 64}, "parameters are missing or have another shape"),
+    ],
+)
+def test_a_refusal_names_the_key(build, tmp_path, changes, message):
+    path = save(tmp_path / "x.pth", build().state_dict())
+    with pytest.raises(ConfigError, match=message):
+        load_weights(build(**changes), path, complete=True)
+
+
 def test_layouts_are_told_by_names():
     assert detect_layout(["model.pixel_level_module.encoder.x"]) == "huggingface"
     assert detect_layout(["module.sem_seg_head.x", "module.backbone.y"]) == "mask2former"
@@ -158,7 +202,7 @@ def test_a_class_head_without_names_is_initialised_anew(build, tmp_path, names):
     report = load_weights(model, path, class_names=names)
     assert torch.equal(model.state_dict()[f"{PREDICTOR}class_embed.bias"], before)
     assert "class head: initialised anew, for 3 classes instead of 9" in report.notes[0]
-    with pytest.raises(ConfigError, match=r"class head is for 9 classes.*NUM_CLASSES is 3"):
+    with pytest.raises(ConfigError, match=r"class head is for 9, .*NUM_CLASSES is 3"):
         load_weights(model, path, complete=True)
 
 

@@ -62,6 +62,32 @@ def test_pickles_of_numpy_1(tmp_path):
     torch.testing.assert_close(read_state_dict(path).state_dict, WEIGHTS)
 
 
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_orders_and_shapes_of_arrays(tmp_path, protocol):
+    array = np.arange(24, dtype="f2").reshape(2, 3, 4)
+    content = {
+        "transposed": array.transpose(2, 0, 1),
+        "fortran": np.asfortranarray(array),
+        "empty": np.zeros((0, 3), "i8"),
+        "bool": np.array([True, False]),
+    }
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
+    read = read_state_dict(tmp_path / "x.pkl").state_dict
+    for name, expected in content.items():
+        np.testing.assert_array_equal(read[name].numpy(), expected)
+        assert read[name].numpy().dtype == expected.dtype
+
+
+def test_pickles_of_python_2(tmp_path):
+    """Detectron's: strings are bytes."""
+    (tmp_path / "x.pkl").write_bytes(
+        b"\x80\x02}U\x01acnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b"
+        b"\x87R(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNN"
+        b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08\x00\x00\x80?\x00\x00\x00\xc0tbs."
+    )
+    assert read_state_dict(tmp_path / "x.pkl").state_dict["a"].tolist() == [1, -2]
+
+
 @pytest.mark.parametrize("kind", ["zip", "legacy"])
 @pytest.mark.parametrize("key", [None, "model", "state_dict"])
 def test_files_of_torch(tmp_path, kind, key):
@@ -99,9 +125,36 @@ def test_nothing_in_a_file_runs(tmp_path, evil, kind, place):
     assert marker.exists()
 
 
-def test_a_refusal_names_what_would_run(tmp_path):
-    path = write(tmp_path / "x.pkl", Evil(tmp_path / "ran"), "pickle")
-    with pytest.raises(ConfigError, match=r"it would run (posix|nt)\.system"):
+@pytest.mark.parametrize("kind", ["pickle", "zip", "legacy"])
+def test_a_refusal_names_what_would_run(tmp_path, kind):
+    path = write(tmp_path / "x.pkl", Evil(tmp_path / "ran"), kind)
+    with pytest.raises(ConfigError, match=r"it would run (posix|nt)\.system") as e:
+        read_state_dict(path)
+    assert "weights_only" not in str(e.value)  # torch advises to switch the check off
+
+
+def test_whole_models_are_refused(tmp_path):
+    path = write(tmp_path / "x.pth", torch.nn.Linear(1, 1), "zip")
+    with pytest.raises(ConfigError, match=r"it would run torch\.nn\.modules\.linear\.Linear\)"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["builtins getattr", "builtins eval", "numpy load", "numpy ndarray.tofile", "os system"]
+)
+def test_only_the_names_of_arrays_are_known(tmp_path, name):
+    module, name = name.split()
+    strings = (b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name))
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x04" + b"".join(strings) + b"\x93.")
+    with pytest.raises(ConfigError, match=rf"it would run {module}\.{name}"):
+        read_state_dict(tmp_path / "x.pkl")
+
+
+@pytest.mark.parametrize("dtype", ["O", [("field", "O")], "U3", "M8[s]"])
+def test_arrays_are_of_numbers(tmp_path, dtype):
+    """numpy itself, given such a type with a forged state, takes bytes for addresses."""
+    path = write(tmp_path / "x.pkl", {"a": np.zeros(1, dtype)}, "pickle")
+    with pytest.raises(ConfigError, match=r"holds an array of '[OVUM]\d+', not of numbers"):
         read_state_dict(path)
 
 
@@ -126,6 +179,24 @@ def test_damaged_files_are_named(tmp_path, kind):
     with pytest.raises(ConfigError, match=r"x\.pth (is refused or damaged|cannot be loaded)") as e:
         read_state_dict(tmp_path / "x.pth")
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "zip", "legacy"])
+def test_damage_anywhere_is_one_line(tmp_path, kind):
+    path = write(tmp_path / "x.pth", {"model": arrays() if kind == "pickle" else WEIGHTS}, kind)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    random = np.random.default_rng(0)
+    failures = 0
+    for _ in range(150):
+        damaged = whole[: random.integers(1, len(whole) + 1)].copy()
+        damaged[random.integers(len(damaged), size=3)] = random.integers(256, size=3)
+        path.write_bytes(damaged.tobytes())
+        try:
+            read_state_dict(path)
+        except ConfigError as error:
+            failures += 1
+            assert "x.pth" in str(error) and "\n" not in str(error)
+    assert failures > 100
 
 
 def test_missing_file(tmp_path):
