@@ -133,7 +133,8 @@ def draw_predictions(cfg: CfgNode, path: Path, *, num_pictures: int) -> None:
         if len(cells[-1]) == 6:
             cells.append([])
         cells[-1] += [large, predicted, truth]
-    Image.fromarray(contact_sheet(cells)).save(path)
+    headings = ["picture", "prediction", "truth"] * (len(cells[0]) // 3)
+    Image.fromarray(contact_sheet(cells, headings=headings)).save(path)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..data.picture import read_label_map
 from ..errors import DatasetError
@@ -26,12 +25,6 @@ from .report import percent_table
 
 MEANS = ("mIoU", "fwIoU", "mACC", "pACC")
 SUFFIXES = {".png", ".tif", ".tiff", ".bmp"}
-
-
-def labels_of_scores(scores: torch.Tensor) -> np.ndarray:
-    """(K, h, w) scores -> (h, w) uint16 classes; K, for none, where a single class is below 0.5."""
-    labels = scores.argmax(0) if len(scores) > 1 else (scores[0] < 0.5).long()
-    return labels.cpu().numpy().astype(np.uint16)
 
 
 class SemanticCounts:

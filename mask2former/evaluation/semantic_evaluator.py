@@ -16,7 +16,8 @@ from detectron2.utils import comm
 from ..data.panoptic_png import rgb2id
 from ..data.picture import apply_label_map, read_label_map
 from ..errors import DatasetError
-from .semantic import SemanticCounts, labels_of_scores, semantic_table
+from ..modeling.postprocessing import semantic_labels
+from .semantic import SemanticCounts, semantic_table
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class SemanticEvaluator(DatasetEvaluator):
         """Take a batch of records and the model's outputs for them."""
         for record, output in zip(inputs, outputs, strict=True):
             record = self.records[record["file_name"]]
-            prediction = labels_of_scores(output["sem_seg"])
+            prediction = semantic_labels(output["sem_seg"]).cpu().numpy().astype(np.uint16)
             try:
                 self.counts.add(self._truth(record), prediction)
             except ValueError as error:

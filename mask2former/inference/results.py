@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.panoptic_png import id2rgb
+from ..modeling.postprocessing import semantic_labels
 
 
 def keep_confident(prediction: Mapping[str, Any], threshold: float) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class ResultWriter:
         if "panoptic_seg" in prediction:
             self._add_panoptic(image_id, name, *prediction["panoptic_seg"])
         if "sem_seg" in prediction:
-            labels = prediction["sem_seg"].argmax(0).cpu().numpy()
+            labels = semantic_labels(prediction["sem_seg"]).cpu().numpy()
             dtype = np.uint8 if len(prediction["sem_seg"]) <= 255 else np.uint16
             self._save_png("semantic", name, labels.astype(dtype))
 

@@ -10,6 +10,8 @@ from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
+from ..modeling.postprocessing import semantic_labels
+
 # The visualizer's labels are illegible on small pictures: those are enlarged to this side.
 LEAST_SIDE = 480
 
@@ -42,7 +44,7 @@ def draw_prediction(
         enlarged.pred_masks = np.stack(masks) if masks else np.zeros((0, height, width), np.uint8)
         enlarged.scores, enlarged.pred_classes = instances.scores, instances.pred_classes
         return Visualizer(image, metadata).draw_instance_predictions(enlarged).get_image()
-    labels = prediction["sem_seg"].argmax(0).cpu().numpy()
+    labels = semantic_labels(prediction["sem_seg"]).cpu().numpy()
     labels = enlarge_labels(labels, (height, width))
     return Visualizer(image, metadata).draw_sem_seg(labels).get_image()
 
@@ -70,29 +72,37 @@ def enlarge_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized.astype(labels.dtype)
 
 
-def contact_sheet(rows: Sequence[Sequence[np.ndarray]], *, cell: int = 300) -> np.ndarray:
+def contact_sheet(
+    rows: Sequence[Sequence[np.ndarray]], *, headings: Sequence[str] = (), cell: int = 300
+) -> np.ndarray:
     """Lay pictures out in a grid: each row's pictures beside each other, on white.
 
     Args:
         rows: (h, w, 3) uint8 pictures of any size.
+        headings: of the columns, plain ASCII.
         cell: side of a cell in pixels; pictures are shrunk to fit.
 
     Returns:
         (H, W, 3) uint8.
     """
-    margin = 6
+    margin, top = 6, 30 if headings else 6
     columns = max(len(row) for row in rows)
     sheet = np.full(
-        (len(rows) * (cell + margin) + margin, columns * (cell + margin) + margin, 3),
+        (len(rows) * (cell + margin) + top, columns * (cell + margin) + margin, 3),
         255,
         dtype=np.uint8,
     )
+    for j, heading in enumerate(headings):
+        origin = (margin + j * (cell + margin), 20)
+        cv2.putText(
+            sheet, heading, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA
+        )
     for i, row in enumerate(rows):
         for j, picture in enumerate(row):
             scale = cell / max(picture.shape[:2])
             picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
             height, width = picture.shape[:2]
-            y = margin + i * (cell + margin) + (cell - height) // 2
+            y = top + i * (cell + margin) + (cell - height) // 2
             x = margin + j * (cell + margin) + (cell - width) // 2
             sheet[y : y + height, x : x + width] = picture
     return sheet

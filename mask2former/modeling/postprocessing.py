@@ -29,6 +29,11 @@ def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     return torch.einsum("qk,qhw->khw", probabilities, mask_logits.sigmoid())
 
 
+def semantic_labels(scores: Tensor) -> Tensor:
+    """(K, H, W) scores -> (H, W) int64 classes; K, for none, where a single class is below 0.5."""
+    return scores.argmax(0) if len(scores) > 1 else (scores[0] < 0.5).long()
+
+
 def panoptic_inference(
     class_logits: Tensor,
     mask_logits: Tensor,

@@ -5,6 +5,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 
 from mask2former.inference.results import ResultWriter, keep_confident
 from mask2former.inference.visualization import LEAST_SIDE, contact_sheet, draw_prediction
@@ -87,3 +88,17 @@ def test_contact_sheet():
     assert sheet[36, 36].tolist() == [200, 0, 0]
     assert sheet[36, 102].tolist() == [0, 0, 200]
     assert sheet[102, 102].tolist() == [255, 255, 255]
+
+
+def test_one_class_is_not_drawn_everywhere(tmp_path, metadata):
+    ResultWriter(tmp_path, metadata).add("a", {"sem_seg": torch.tensor([[[0.7, 0.3]]])})
+    assert np.asarray(Image.open(tmp_path / "semantic/a.png")).tolist() == [[0, 1]]
+
+
+def test_headings_stand_above_their_columns():
+    cells = [[np.full((10, 10, 3), 127, np.uint8)] * 2]
+    plain = contact_sheet(cells, cell=100)
+    headed = contact_sheet(cells, cell=100, headings=["left", "right"])
+    above = headed[: len(headed) - len(plain) + 6]
+    np.testing.assert_array_equal(headed[len(above) :], plain[6:])
+    assert (above[:, :100] < 255).any() and (above[:, 106:] < 255).any()

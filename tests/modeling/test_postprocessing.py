@@ -8,6 +8,7 @@ from mask2former.modeling.postprocessing import (
     instance_inference,
     panoptic_inference,
     semantic_inference,
+    semantic_labels,
 )
 
 THINGS = {0, 1}
@@ -134,3 +135,10 @@ def test_boxes_of_masks():
     masks[1, 4, 6] = True
     assert boxes_of_masks(masks).tolist() == [[2, 1, 6, 3], [6, 4, 7, 5], [0, 0, 0, 0]]
     assert boxes_of_masks(masks[:0]).shape == (0, 4)
+
+
+def test_a_single_class_can_lose():
+    scores = torch.tensor([[[0.7, 0.3]]])
+    assert semantic_labels(scores).tolist() == [[0, 1]]  # 1: none
+    assert semantic_labels(torch.cat([scores, 1 - scores])).tolist() == [[0, 1]]
+    assert semantic_labels(torch.cat([scores, scores + 0.1])).tolist() == [[1, 1]]
