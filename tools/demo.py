@@ -22,11 +22,11 @@ from tqdm import tqdm
 from mask2former.config import load_config
 from mask2former.data.picture import read_picture
 from mask2former.errors import DatasetError, UserError, report_user_errors
-from mask2former.inference import Predictor, draw_prediction
+from mask2former.inference import Predictor, displayable, draw_prediction
 from mask2former.inference.results import ResultWriter, keep_confident
 from mask2former.trainer import adapt_to_machine
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy"}
 
 
 def main() -> int:
@@ -47,14 +47,14 @@ def main() -> int:
     failures = []
     for path, name in tqdm(list(zip(paths, names)), disable=None, unit="picture"):
         try:
-            image = read_picture(str(path), "RGB")
+            image = read_picture(str(path), predictor.image_format)
         except DatasetError as error:
             failures.append(str(error))
             continue
-        ordered = image if predictor.image_format == "RGB" else image[:, :, ::-1]
-        prediction = keep_confident(predictor(ordered), args.confidence_threshold)
+        prediction = keep_confident(predictor(image), args.confidence_threshold)
         writer.add(name, prediction)
-        drawing = draw_prediction(image, prediction, predictor.metadata)
+        shown = displayable(image, predictor.image_format)
+        drawing = draw_prediction(shown, prediction, predictor.metadata)
         Image.fromarray(drawing).save(args.output / f"{name}.png")
     writer.close()
     print(f"{len(paths) - len(failures)} of {len(paths)} pictures segmented into {args.output}")

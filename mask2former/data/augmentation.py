@@ -1,10 +1,15 @@
 """The augmentations of the published recipes, built from Detectron2's."""
 
+import logging
+
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
+
+logger = logging.getLogger(__name__)
+COLOUR_FORMATS = ("RGB", "BGR")
 
 
 def build_resize_augmentation(cfg: CfgNode, *, crop_by_category: bool) -> list[T.Augmentation]:
@@ -27,13 +32,22 @@ def build_resize_augmentation(cfg: CfgNode, *, crop_by_category: bool) -> list[T
                 cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             )
         )
-    if cfg.INPUT.COLOR_AUG_SSD:
+    if cfg.INPUT.COLOR_AUG_SSD and cfg.INPUT.FORMAT in COLOUR_FORMATS:
         augmentations.append(RandomColorSSD(cfg.INPUT.FORMAT))
+    elif cfg.INPUT.COLOR_AUG_SSD:
+        logger.warning(
+            "INPUT.COLOR_AUG_SSD is left out: pictures of INPUT.FORMAT %s have no 8-bit colours",
+            cfg.INPUT.FORMAT,
+        )
     return augmentations + _flip(cfg)
 
 
-def build_large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
-    """``coco_*_lsj`` mappers: flip, then large-scale jitter into a square of fixed size."""
+def build_large_scale_jitter(cfg: CfgNode, padding: float) -> list[T.Augmentation]:
+    """``coco_*_lsj`` mappers: flip, then large-scale jitter into a square of fixed size.
+
+    Args:
+        padding: what pictures get beyond their border.
+    """
     side = cfg.INPUT.IMAGE_SIZE
     return [
         *_flip(cfg),
@@ -43,7 +57,7 @@ def build_large_scale_jitter(cfg: CfgNode) -> list[T.Augmentation]:
             target_height=side,
             target_width=side,
         ),
-        T.FixedSizeCrop(crop_size=(side, side)),
+        T.FixedSizeCrop(crop_size=(side, side), pad_value=padding),
     ]
 
 
@@ -77,7 +91,7 @@ class RandomColorSSD(T.Augmentation):
             hue: largest shift, in units of 2 degrees.
         """
         super().__init__()
-        if image_format not in ("RGB", "BGR"):
+        if image_format not in COLOUR_FORMATS:
             raise ValueError(f"INPUT.FORMAT is {image_format}; colour jitter needs RGB or BGR")
         self._init(locals())
 

@@ -22,11 +22,9 @@ from torch import Tensor
 from ..errors import DatasetError
 from .augmentation import build_large_scale_jitter, build_resize_augmentation
 from .panoptic_png import rgb2id
-from .picture import apply_label_map, read_label_map, read_picture
+from .picture import RAW, apply_label_map, read_label_map, read_picture
 
 logger = logging.getLogger(__name__)
-
-PICTURE_PADDING = 128  # grey, as FixedSizeCrop pads
 
 Masks = tuple[list[int], list[np.ndarray], np.ndarray | None]
 """Classes (contiguous ids), as many (h, w) masks; the (h, w) pixels without a label, if asked."""
@@ -36,9 +34,21 @@ class PictureMapper:
     """Reads and resizes the picture of a record, for inference."""
 
     @configurable
-    def __init__(self, *, augmentations: Sequence[T.Augmentation], image_format: str) -> None:
+    def __init__(
+        self,
+        *,
+        augmentations: Sequence[T.Augmentation],
+        image_format: str,
+        num_channels: int = 3,
+    ) -> None:
+        """
+        Args:
+            image_format: of :func:`read_picture`.
+            num_channels: C, that the model takes.
+        """
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
+        self.num_channels = num_channels
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -46,10 +56,12 @@ class PictureMapper:
         return {
             "augmentations": [T.ResizeShortestEdge(size[0], size[1])],
             "image_format": cfg.INPUT.FORMAT,
+            "num_channels": len(cfg.MODEL.PIXEL_MEAN),
         }
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Add ``image`` (3, h, w) uint8, and ``height``, ``width`` of the picture as stored.
+        """Add ``image`` (C, h, w), uint8 or for ``raw`` pictures float32, and ``height``, ``width``
+        of the picture as stored.
 
         Raises:
             DatasetError: the picture cannot be read or has another size than the record says.
@@ -63,7 +75,12 @@ class PictureMapper:
     def read(self, record: dict[str, Any]) -> np.ndarray:
         """Read the picture and compare its size with the record's, or add it there."""
         image = read_picture(record["file_name"], self.image_format)
-        height, width = image.shape[:2]
+        height, width, channels = image.shape
+        if channels != self.num_channels:
+            raise DatasetError(
+                f"{record['file_name']} has {channels} channels, and the model takes "
+                f"{self.num_channels}: give MODEL.PIXEL_MEAN and PIXEL_STD a value for each channel"
+            )
         expected = (record.setdefault("height", height), record.setdefault("width", width))
         if expected != (height, width):
             raise DatasetError(
@@ -86,21 +103,27 @@ class TrainingMapper(PictureMapper):
         *,
         augmentations: Sequence[T.Augmentation],
         image_format: str,
+        num_channels: int = 3,
         ignore_label: int,
         num_classes: int,
         size_divisibility: int,
+        picture_padding: float = 128,
         reads_semantic: bool,
         marks_ignored: bool = False,
     ) -> None:
         """
         Args:
+            picture_padding: what pictures get beyond their border.
             marks_ignored: say which pixels have no label.
             reads_semantic: let the semantic label map take part in the augmentation.
             ignore_label: of semantic label maps; what padding gets there.
             size_divisibility: pad pictures at the right and bottom to this size in pixels; as
                 published it is a size, not a divisor. Not positive: do not pad.
         """
-        super().__init__(augmentations=augmentations, image_format=image_format)
+        super().__init__(
+            augmentations=augmentations, image_format=image_format, num_channels=num_channels
+        )
+        self.picture_padding = picture_padding
         self.ignore_label = ignore_label
         self.num_classes = num_classes
         self.size_divisibility = size_divisibility
@@ -111,8 +134,10 @@ class TrainingMapper(PictureMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return {
-            "augmentations": build_resize_augmentation(cfg, crop_by_category=cls.crop_by_category),
+            "augmentations": cls.build_augmentations(cfg),
             "image_format": cfg.INPUT.FORMAT,
+            "num_channels": len(cfg.MODEL.PIXEL_MEAN),
+            "picture_padding": picture_padding(cfg),
             "ignore_label": ignore_label(cfg),
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "size_divisibility": cfg.INPUT.SIZE_DIVISIBILITY,
@@ -124,8 +149,12 @@ class TrainingMapper(PictureMapper):
             "marks_ignored": cfg.MODEL.MASK_FORMER.EXCLUDE_IGNORED,
         }
 
+    @classmethod
+    def build_augmentations(cls, cfg: CfgNode) -> list[T.Augmentation]:
+        return build_resize_augmentation(cfg, crop_by_category=cls.crop_by_category)
+
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Add ``image`` (3, h, w) uint8 and ``instances``: ``gt_classes`` (n,) int64
+        """Add ``image`` (C, h, w) and ``instances``: ``gt_classes`` (n,) int64
         and ``gt_masks`` (n, h, w) bool; if asked for, ``ignored`` (h, w) bool.
 
         One bad file does not end a long run: it is logged, and the last good record takes its
@@ -187,7 +216,7 @@ class TrainingMapper(PictureMapper):
         height, width = size
         bottom = max(0, self.size_divisibility - height)
         right = max(0, self.size_divisibility - width)
-        pads = (PICTURE_PADDING, self.ignore_label)
+        pads = (self.picture_padding, self.ignore_label)
         return PadTransform(0, 0, right, bottom, width, height, *pads)
 
     def masks(
@@ -285,11 +314,11 @@ class LargeScaleJitter:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return super().from_config(cfg) | {
-            "augmentations": build_large_scale_jitter(cfg),
-            "size_divisibility": 0,
-            "reads_semantic": False,
-        }
+        return super().from_config(cfg) | {"size_divisibility": 0, "reads_semantic": False}
+
+    @classmethod
+    def build_augmentations(cls, cfg: CfgNode) -> list[T.Augmentation]:
+        return build_large_scale_jitter(cfg, picture_padding(cfg))
 
 
 class InstanceLSJMapper(LargeScaleJitter, InstanceMapper):
@@ -318,8 +347,13 @@ def ignore_label(cfg: CfgNode) -> int:
     return metadata.get("ignore_label", default) if metadata else default
 
 
+def picture_padding(cfg: CfgNode) -> float:
+    """Grey, as FixedSizeCrop pads; of pictures in other units, the mean of all their channels."""
+    return float(np.mean(cfg.MODEL.PIXEL_MEAN)) if cfg.INPUT.FORMAT == RAW else 128
+
+
 def to_tensor(image: np.ndarray) -> Tensor:
-    """(h, w, 3) -> (3, h, w) of the same type."""
+    """(h, w, C) -> (C, h, w) of the same type."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 

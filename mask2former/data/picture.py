@@ -1,23 +1,32 @@
 """Reading pictures and label maps, with errors that name the file."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import cv2
 import numpy as np
 from detectron2.data import detection_utils
 from PIL import Image
 
 from ..errors import DatasetError
 
+RAW = "raw"
+"""The ``INPUT.FORMAT`` of pictures of any depth and number of channels."""
+
 
 def read_picture(path: str, image_format: str) -> np.ndarray:
-    """Read a picture as Detectron2 does (EXIF rotation applied): (h, w, 3) uint8.
+    """Read a picture.
 
     Args:
-        image_format: ``RGB`` or ``BGR``.
+        image_format: ``RGB`` or ``BGR``: as Detectron2 reads it (EXIF rotation applied), (h, w, 3)
+            uint8. ``raw``: channels and values as they are stored, (h, w, C) float32; PNG and other
+            formats of OpenCV, TIFF, or npy.
 
     Raises:
-        DatasetError: the file is missing, truncated or no picture.
+        DatasetError: the file is missing, truncated or no picture, or would lose values.
     """
+    if image_format == RAW:
+        return _read_raw(path)
     return _read(path, image_format)
 
 
@@ -38,8 +47,58 @@ def apply_label_map(labels: np.ndarray, label_map: Mapping[int, int], ignore: in
     return table[labels]
 
 
+def _read_raw(path: str) -> np.ndarray:
+    suffix = Path(path).suffix.lower()
+    if not Path(path).is_file():
+        raise DatasetError(f"{path} does not exist")
+    try:
+        if suffix == ".npy":
+            image = np.load(path, allow_pickle=False)
+        elif suffix in (".tif", ".tiff"):
+            image = _read_tiff(path)
+        else:
+            image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+            if image is None:
+                raise ValueError("OpenCV knows no such picture")
+            if image.ndim == 3:  # OpenCV's order is blue, green, red, alpha
+                image = image[:, :, [2, 1, 0, *range(3, image.shape[2])]]
+        image = np.atleast_3d(image).astype(np.float32)
+        if image.ndim != 3 or not image.size:
+            raise ValueError(f"its shape is {image.shape}, not (height, width, channels)")
+        if not np.isfinite(image).all():
+            raise ValueError("it holds NaN or infinity; give such pixels a number")
+    except (OSError, ValueError, TypeError, cv2.error) as error:
+        raise DatasetError(
+            f"{path} cannot be read as a picture ({str(error).strip()}); replace the file or "
+            "remove its entry from the annotations"
+        ) from error
+    return image
+
+
+def _read_tiff(path: str) -> np.ndarray:
+    try:
+        import tifffile
+    except ImportError as error:
+        raise DatasetError(
+            f"{path} is read with tifffile, which is not installed; pip install tifffile"
+        ) from error
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        image, axes = series.asarray(), series.axes
+    if image.ndim == 3 and axes.endswith("YX"):  # planes, or a page each
+        return image.transpose(1, 2, 0)
+    return image
+
+
 def _read(path: str, image_format: str | None) -> np.ndarray:
     try:
+        if image_format is not None:
+            with Image.open(path) as file:
+                if file.mode.startswith(("I", "F")):  # Pillow would clip the values at 255
+                    raise DatasetError(
+                        f"{path} has more than 8 bits a pixel; set INPUT.FORMAT {RAW}, with "
+                        "MODEL.PIXEL_MEAN and PIXEL_STD in the units of the picture"
+                    )
         return detection_utils.read_image(path, format=image_format)
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist") from error

@@ -18,7 +18,7 @@ class Predictor:
     """The model of a config with the weights of ``MODEL.WEIGHTS``, ready for single pictures.
 
     Attributes:
-        image_format: channel order of the pictures it takes, ``RGB`` or ``BGR``.
+        image_format: of the pictures it takes, see :func:`mask2former.data.picture.read_picture`.
         metadata: class names and colours of ``DATASETS.TEST[0]``.
     """
 
@@ -36,7 +36,7 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray) -> dict[str, Any]:
-        """Segment one picture, (h, w, 3) uint8; the output of :class:`MaskFormer` for it."""
+        """Segment one picture, (h, w, C) as ``image_format`` says: :class:`MaskFormer`'s output."""
         height, width = image.shape[:2]
         resized = self.resize.get_transform(image).apply_image(image)
         return self.model([{"image": to_tensor(resized), "height": height, "width": width}])[0]

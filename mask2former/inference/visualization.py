@@ -10,6 +10,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
+from ..data.picture import RAW
 from ..modeling.postprocessing import semantic_labels
 
 # The visualizer's labels are illegible on small pictures: those are enlarged to this side.
@@ -47,6 +48,18 @@ def draw_prediction(
     labels = semantic_labels(prediction["sem_seg"]).cpu().numpy()
     labels = enlarge_labels(labels, (height, width))
     return Visualizer(image, metadata).draw_sem_seg(labels).get_image()
+
+
+def displayable(image: np.ndarray, image_format: str) -> np.ndarray:
+    """A picture as :func:`read_picture` gives it, as (h, w, 3) uint8 RGB.
+
+    Of a ``raw`` one, the first three channels (or the first) between their 1 % and 99 % quantiles.
+    """
+    if image_format != RAW:
+        return image if image_format == "RGB" else image[:, :, ::-1]
+    shown = image[:, :, :3] if image.shape[2] >= 3 else image[:, :, [0, 0, 0]]
+    low, high = np.quantile(shown, (0.01, 0.99), axis=(0, 1))
+    return ((shown - low) / np.maximum(high - low, 1e-9) * 255).clip(0, 255).astype(np.uint8)
 
 
 def draw_panoptic(

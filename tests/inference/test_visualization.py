@@ -8,7 +8,12 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from mask2former.inference.results import ResultWriter, keep_confident
-from mask2former.inference.visualization import LEAST_SIDE, contact_sheet, draw_prediction
+from mask2former.inference.visualization import (
+    LEAST_SIDE,
+    contact_sheet,
+    displayable,
+    draw_prediction,
+)
 
 
 @pytest.fixture
@@ -102,3 +107,14 @@ def test_headings_stand_above_their_columns():
     above = headed[: len(headed) - len(plain) + 6]
     np.testing.assert_array_equal(headed[len(above) :], plain[6:])
     assert (above[:, :100] < 255).any() and (above[:, 106:] < 255).any()
+
+
+def test_raw_pictures_can_be_shown():
+    ramp = np.linspace(1000, 5000, 101)[None, :, None] * np.array([1, 2, 3, 1e6])
+    shown = displayable(ramp.astype(np.float32), "raw")
+    assert shown.shape == (1, 101, 3) and shown.dtype == np.uint8
+    assert (shown[0, 50] == 127).all() and (shown[0, 0] == 0).all() and (shown[0, -1] == 255).all()
+    grey = displayable(ramp[:, :, :1].astype(np.float32), "raw")
+    np.testing.assert_array_equal(grey, shown[:, :, [0, 0, 0]])
+    blue_first = np.zeros((1, 1, 3), np.uint8) + np.array([9, 0, 0], np.uint8)
+    assert displayable(blue_first, "BGR").tolist() == [[[0, 0, 9]]]
