@@ -1,5 +1,6 @@
 """The augmentations of the published recipes, built from Detectron2's."""
 
+import inspect
 import logging
 
 import cv2
@@ -49,6 +50,9 @@ def build_large_scale_jitter(cfg: CfgNode, padding: float) -> list[T.Augmentatio
         padding: what pictures get beyond their border.
     """
     side = cfg.INPUT.IMAGE_SIZE
+    # Detectron2 0.6 pads masks with 0; today's has an argument for it, which is 255 by default.
+    parameters = inspect.signature(T.FixedSizeCrop).parameters
+    label_padding = {"seg_pad_value": 0} if "seg_pad_value" in parameters else {}
     return [
         *_flip(cfg),
         T.ResizeScale(
@@ -57,7 +61,7 @@ def build_large_scale_jitter(cfg: CfgNode, padding: float) -> list[T.Augmentatio
             target_height=side,
             target_width=side,
         ),
-        T.FixedSizeCrop(crop_size=(side, side), pad_value=padding),
+        T.FixedSizeCrop(crop_size=(side, side), pad_value=padding, **label_padding),
     ]
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
@@ -21,13 +20,14 @@ from torch import Tensor
 
 from ..errors import DatasetError
 from .augmentation import build_large_scale_jitter, build_resize_augmentation
+from .masks import masks_of, transform_masks, transform_segments
 from .panoptic_png import rgb2id
 from .picture import RAW, apply_label_map, read_label_map, read_picture
 
 logger = logging.getLogger(__name__)
 
-Masks = tuple[list[int], list[np.ndarray], np.ndarray | None]
-"""Classes (contiguous ids), as many (h, w) masks; the (h, w) pixels without a label, if asked."""
+Masks = tuple[list[int], np.ndarray, np.ndarray | None]
+"""Classes (contiguous ids), their (n, h, w) masks; the (h, w) pixels without a label, if asked."""
 
 
 class PictureMapper:
@@ -96,6 +96,8 @@ class TrainingMapper(PictureMapper):
 
     # Whether the crop is chosen by the classes in it, for which the semantic label map is read.
     crop_by_category = True
+    # What label maps and masks get beyond the picture; None: the label of ignored pixels.
+    label_padding: int | None = 0
 
     @configurable
     def __init__(
@@ -164,12 +166,12 @@ class TrainingMapper(PictureMapper):
             DatasetError: the record cannot be used, and there was no good one before it.
         """
         try:
-            mapped = self.map(copy.deepcopy(record))
+            mapped = self.map(copy.copy(record))
         except DatasetError as error:
             if self.last_good is None:
                 raise
             logger.error("left out of training: %s", error)
-            return self.map(copy.deepcopy(self.last_good))
+            return self.map(copy.copy(self.last_good))
         self.last_good = record
         return mapped
 
@@ -216,8 +218,8 @@ class TrainingMapper(PictureMapper):
         height, width = size
         bottom = max(0, self.size_divisibility - height)
         right = max(0, self.size_divisibility - width)
-        pads = (self.picture_padding, self.ignore_label)
-        return PadTransform(0, 0, right, bottom, width, height, *pads)
+        labels = self.ignore_label if self.label_padding is None else self.label_padding
+        return PadTransform(0, 0, right, bottom, width, height, self.picture_padding, labels)
 
     def masks(
         self, record: dict[str, Any], aug_input: T.AugInput, transforms: TransformList
@@ -225,18 +227,17 @@ class TrainingMapper(PictureMapper):
         """The ground truth of the augmented, padded picture."""
         raise NotImplementedError
 
-    def instances(
-        self, size: tuple[int, int], classes: list[int], masks: list[np.ndarray]
-    ) -> Instances:
-        stacked = np.stack(masks) if masks else np.zeros((0, *size))
+    def instances(self, size: tuple[int, int], classes: list[int], masks: np.ndarray) -> Instances:
         instances = Instances(size)
         instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
-        instances.gt_masks = torch.from_numpy(stacked.astype(bool))
+        instances.gt_masks = torch.from_numpy(masks)
         return instances
 
 
 class SemanticMapper(TrainingMapper):
     """``mask_former_semantic``: one mask for each class of the semantic label map."""
+
+    label_padding = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -254,7 +255,7 @@ class SemanticMapper(TrainingMapper):
                 f"classes 0 to {self.num_classes - 1} (MODEL.SEM_SEG_HEAD.NUM_CLASSES); correct "
                 "either, or move values with a catalog's label_map"
             )
-        masks = [aug_input.sem_seg == c for c in classes]
+        masks = masks_of(aug_input.sem_seg, classes)
         return classes, masks, aug_input.sem_seg == self.ignore_label
 
 
@@ -269,13 +270,17 @@ class PanopticMapper(TrainingMapper):
                 f"{record['file_name']} has no panoptic PNG (pan_seg_file_name); use a panoptic "
                 "data set, or another INPUT.DATASET_MAPPER_NAME"
             )
-        segmentation = read_label_map(record["pan_seg_file_name"])
-        segmentation = rgb2id(transforms.apply_segmentation(segmentation))
         segments = [s for s in record["segments_info"] if not s.get("iscrowd", 0)]
-        ids = [segment["id"] for segment in segments]
-        ignored = ~np.isin(segmentation, ids) if self.marks_ignored else None
-        classes = [segment["category_id"] for segment in segments]
-        return classes, [segmentation == id_ for id_ in ids], ignored
+        ids = rgb2id(read_label_map(record["pan_seg_file_name"]))
+        if ids.shape != (record["height"], record["width"]):
+            raise DatasetError(
+                f"{record['pan_seg_file_name']} is {ids.shape[1]} x {ids.shape[0]} pixels, and its "
+                f"picture {record['file_name']} {record['width']} x {record['height']}; a panoptic "
+                "PNG has the size of its picture"
+            )
+        masks = transform_segments(ids, [segment["id"] for segment in segments], transforms)
+        ignored = ~masks.any(0) if self.marks_ignored else None
+        return [segment["category_id"] for segment in segments], masks, ignored
 
 
 class InstanceMapper(TrainingMapper):
@@ -288,25 +293,41 @@ class InstanceMapper(TrainingMapper):
     def masks(
         self, record: dict[str, Any], aug_input: T.AugInput, transforms: TransformList
     ) -> Masks:
-        size = aug_input.image.shape[:2]
-        classes, masks = [], []
-        ignored = None
-        if self.marks_ignored:  # padding is no background; it has another value than the picture
-            inside = np.ones((record["height"], record["width"]), dtype=np.uint8)
-            ignored = transforms.apply_segmentation(inside) != 1
-        for annotation in record.get("annotations", []):
-            crowd = annotation.get("iscrowd", 0)
-            if "segmentation" not in annotation or (crowd and ignored is None):
-                continue
-            mask = transform_mask(annotation["segmentation"], transforms, size, record)
-            if crowd:
-                ignored |= mask
-                continue
-            if self.drop_empty and not mask.any():
-                continue
-            classes.append(annotation["category_id"])
-            masks.append(mask)
-        return classes, masks, ignored
+        annotated = [a for a in record.get("annotations", ()) if "segmentation" in a]
+        objects = [a for a in annotated if not a.get("iscrowd", 0)]
+        classes = [a["category_id"] for a in objects]
+        masks = self.transform(objects, record, aug_input, transforms)
+        if self.drop_empty:
+            kept = masks.any((1, 2))
+            masks = masks[kept]
+            classes = [c for c, keep in zip(classes, kept) if keep]
+        if not self.marks_ignored:
+            return classes, masks, None
+        # Padding is no background: it has another value than the picture.
+        inside = np.ones((record["height"], record["width"]), np.uint8)
+        crowds = [a for a in annotated if a.get("iscrowd", 0)]
+        crowds = self.transform(crowds, record, aug_input, transforms)
+        return classes, masks, (transforms.apply_segmentation(inside) == 0) | crowds.any(0)
+
+    def transform(
+        self,
+        annotations: Sequence[dict[str, Any]],
+        record: dict[str, Any],
+        aug_input: T.AugInput,
+        transforms: TransformList,
+    ) -> np.ndarray:
+        try:
+            return transform_masks(
+                [annotation["segmentation"] for annotation in annotations],
+                transforms,
+                original_size=(record["height"], record["width"]),
+                size=aug_input.image.shape[:2],
+            )
+        except ValueError as error:
+            raise DatasetError(
+                f"{record['file_name']} is {record['width']} x {record['height']} pixels, but "
+                f"{error}; correct the mask"
+            ) from error
 
 
 class LargeScaleJitter:
@@ -355,42 +376,3 @@ def picture_padding(cfg: CfgNode) -> float:
 def to_tensor(image: np.ndarray) -> Tensor:
     """(h, w, C) -> (C, h, w) of the same type."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-
-def transform_mask(
-    segmentation: list | dict | np.ndarray,
-    transforms: TransformList,
-    size: tuple[int, int],
-    record: dict[str, Any],
-) -> np.ndarray:
-    """The mask of an annotation after ``transforms``, (h, w) of ``size``.
-
-    Args:
-        segmentation: polygons ``[[x0, y0, x1, y1, ...], ...]`` in pixels, COCO RLE, or a bitmap.
-        record: the picture's, whose size a bitmap must have.
-    """
-    if isinstance(segmentation, list):
-        # Corners outside of a crop stay where they are: drawing them cuts the polygon exactly,
-        # and unlike fvcore's cropping of polygons needs no geometry library.
-        polygons = [
-            transforms.apply_coords(np.asarray(polygon, dtype=np.float64).reshape(-1, 2))
-            for polygon in segmentation
-        ]
-        return draw_polygons(polygons, size)
-    if isinstance(segmentation, dict):
-        segmentation = pycocotools.mask.decode(segmentation)
-    expected = (record["height"], record["width"])
-    if segmentation.shape != expected:
-        raise DatasetError(
-            f"{record['file_name']} is {expected[1]} x {expected[0]} pixels, but a mask of its "
-            f"annotations is {segmentation.shape[1]} x {segmentation.shape[0]}; correct the mask"
-        )
-    return transforms.apply_segmentation(segmentation.astype(np.uint8)).astype(bool)
-
-
-def draw_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """The union of polygons, (n, 2) x and y in pixels each, as (h, w) bool."""
-    if not len(polygons):
-        return np.zeros(size, dtype=bool)
-    rles = pycocotools.mask.frPyObjects([polygon.ravel().tolist() for polygon in polygons], *size)
-    return pycocotools.mask.decode(pycocotools.mask.merge(rles)).astype(bool)

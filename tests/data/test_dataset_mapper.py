@@ -106,12 +106,13 @@ def test_picture_and_masks_move_together(plain_cfg, record, name):
 
 def test_padding(plain_cfg, record):
     plain_cfg.INPUT.SIZE_DIVISIBILITY = 64
-    output = MAPPERS["mask_former_panoptic"](plain_cfg)(record)
-    assert output["image"].shape == (3, 64, 64)
-    assert (output["image"][:, HEIGHT:] == 128).all()
-    masks = masks_by_class(output)
-    assert set(masks) == {0, 1, 2}
-    assert not any(mask[HEIGHT:].any() or mask[:, WIDTH:].any() for mask in masks.values())
+    for name in ("mask_former_panoptic", "mask_former_instance"):
+        output = MAPPERS[name](plain_cfg)(record)
+        assert output["image"].shape == (3, 64, 64)
+        assert (output["image"][:, HEIGHT:] == 128).all()
+        masks = masks_by_class(output)
+        assert set(masks) == {0, 1, 2}
+        assert not any(mask[HEIGHT:].any() or mask[:, WIDTH:].any() for mask in masks.values())
     semantic = MAPPERS["mask_former_semantic"](plain_cfg)(record)
     assert set(masks_by_class(semantic)) == {0, 1, 2, 3}  # padding is ignored, no class
 
@@ -231,3 +232,17 @@ def test_pixels_without_a_label_are_marked_if_asked(sample_cfg, sample_root):
         else:
             labelled = x["instances"].gt_masks.any(0)
             assert torch.equal(ignored, ~labelled)
+
+
+def test_large_scale_jitter_pads_masks_with_nothing(plain_cfg, record):
+    plain_cfg.INPUT.IMAGE_SIZE = 2 * WIDTH
+    plain_cfg.INPUT.MIN_SCALE = plain_cfg.INPUT.MAX_SCALE = 0.5
+    for name in ("coco_instance_lsj", "coco_panoptic_lsj"):
+        masks = masks_by_class(MAPPERS[name](plain_cfg)(record))
+        assert [mask.sum() for mask in masks.values()] == [100, 100, 100]
+
+
+def test_a_panoptic_png_of_another_size_is_named(plain_cfg, record):
+    Image.fromarray(np.zeros((HEIGHT, WIDTH + 1, 3), np.uint8)).save(record["pan_seg_file_name"])
+    with pytest.raises(DatasetError, match=r"panoptic.png is 61 x 40 pixels.* 60 x 40"):
+        MAPPERS["mask_former_panoptic"](plain_cfg)(record)
