@@ -6,10 +6,12 @@ import pycocotools.mask
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
 
 from mask2former.data import MAPPERS, PictureMapper
+from mask2former.data.catalog import register_dataset
 from mask2former.data.panoptic_png import id2rgb, rgb2id
 from mask2former.errors import DatasetError
 
@@ -246,3 +248,28 @@ def test_a_panoptic_png_of_another_size_is_named(plain_cfg, record):
     Image.fromarray(np.zeros((HEIGHT, WIDTH + 1, 3), np.uint8)).save(record["pan_seg_file_name"])
     with pytest.raises(DatasetError, match=r"panoptic.png is 61 x 40 pixels.* 60 x 40"):
         MAPPERS["mask_former_panoptic"](plain_cfg)(record)
+
+
+def test_known_number(shared_data):
+    """The cats of COCO 39769 at 800 x 1066: the areas as Hugging Face's tests of DETR have them."""
+    root = shared_data / "coco"
+    entry = {
+        "format": "coco_panoptic",
+        "image_root": str(root / "val2017"),
+        "panoptic_json": str(root / "annotations" / "panoptic_val2017.json"),
+        "panoptic_root": str(root / "annotations" / "panoptic_val2017"),
+    }
+    register_dataset("cats_known_number", entry)
+    records = {r["image_id"]: r for r in DatasetCatalog.get("cats_known_number")}
+    mapper = MAPPERS["mask_former_panoptic"](
+        augmentations=[T.Resize((800, 1066))],
+        image_format="RGB",
+        ignore_label=255,
+        num_classes=133,
+        size_divisibility=0,
+        reads_semantic=False,
+    )
+    output = mapper(records[39769])
+    assert output["image"].shape == (3, 800, 1066)
+    assert len(output["instances"]) == 6
+    assert output["instances"].gt_masks.sum() == 822873
