@@ -4,7 +4,6 @@ Shapes: B pictures; (H, W) the padded batch; (h, w) a picture before padding; Q 
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from .criterion import SetCriterion
 from .matcher import HungarianMatcher
 from .postprocessing import instance_inference, panoptic_inference, semantic_inference
+from .row_maps import RowMaps
 
 
 @META_ARCH_REGISTRY.register()
@@ -180,21 +180,20 @@ class MaskFormer(nn.Module):
         """The segmentations of one picture: class logits (Q, K + 1), mask logits (Q, h', w')."""
         if mask_logits.dtype in (torch.float16, torch.bfloat16):  # areas overflow, scores tie
             class_logits, mask_logits = class_logits.float(), mask_logits.float()
-        height, width = image_size
-        to_padded = partial(resize, size=padded_size)
 
-        def unpad(maps: Tensor) -> Tensor:
-            return resize(maps[:, :height, :width], size=output_size)
+        def unpadded(logits: Tensor) -> RowMaps:
+            return RowMaps.of(logits).resize(padded_size).crop(image_size)
 
-        def to_output(logits: Tensor) -> Tensor:
-            return unpad(to_padded(logits))
+        def to_output(logits: Tensor) -> RowMaps:
+            return unpadded(logits).resize(output_size)
 
         result: dict[str, Any] = {}
         if self.semantic_on:
             if self.sem_seg_postprocess_before_inference:
-                result["sem_seg"] = semantic_inference(class_logits, to_output(mask_logits))
+                scores = semantic_inference(class_logits, to_output(mask_logits))
             else:
-                result["sem_seg"] = unpad(semantic_inference(class_logits, to_padded(mask_logits)))
+                scores = semantic_inference(class_logits, unpadded(mask_logits)).resize(output_size)
+            result["sem_seg"] = scores.whole()
         if self.panoptic_on:
             result["panoptic_seg"] = panoptic_inference(
                 class_logits,
@@ -214,11 +213,6 @@ class MaskFormer(nn.Module):
                 thing_ids=self.thing_ids if self.panoptic_on else None,
             )
         return result
-
-
-def resize(maps: Tensor, *, size: tuple[int, int]) -> Tensor:
-    """Bilinear resizing of n maps, (n, h, w) -> (n, H, W); n may be 0."""
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def build_criterion(cfg: CfgNode) -> SetCriterion:

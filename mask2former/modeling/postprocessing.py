@@ -1,8 +1,8 @@
 """From class and mask logits to segmentations (Mask2Former, section 3.3; MaskFormer, section 3.4).
 
 Pure functions on tensors. Shapes: Q queries, K classes, (h, w) the mask logits, (H, W) the output.
-Every function that needs masks at the output's size takes ``resize``, which maps (n, h, w) logits
-to (n, H, W): masks are selected first, so only those that count are ever resized.
+``resize`` maps (n, h, w) mask logits to :class:`RowMaps` of (H, W): masks are selected first, so
+only those that count are ever resized, and these only some rows at a time.
 """
 
 from collections.abc import Callable, Collection
@@ -12,21 +12,26 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-Resize = Callable[[Tensor], Tensor]
+from .row_maps import RowMaps
+
+Resize = Callable[[Tensor], RowMaps]
 
 
-def semantic_inference(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+def semantic_inference(class_logits: Tensor, mask_logits: RowMaps) -> RowMaps:
     """Scores of all classes at every pixel: the masks, weighted with their class probabilities.
 
     Args:
         class_logits: (Q, K + 1).
-        mask_logits: (Q, H, W).
+        mask_logits: Q maps.
 
     Returns:
-        (K, H, W), not normalised over the classes.
+        K maps, not normalised over the classes.
     """
-    probabilities = class_logits.softmax(-1)[:, :-1]
-    return torch.einsum("qk,qhw->khw", probabilities, mask_logits.sigmoid())
+    probabilities = class_logits.softmax(-1)[:, :-1].t()  # (K, Q)
+    return mask_logits.map(
+        lambda logits: (probabilities @ logits.sigmoid().flatten(1)).unflatten(1, logits.shape[1:]),
+        count=len(probabilities),
+    )
 
 
 def semantic_labels(scores: Tensor) -> Tensor:
@@ -63,24 +68,31 @@ def panoptic_inference(
     scores, labels = class_logits.softmax(-1).max(-1)
     keep = (labels != num_classes) & (scores > object_mask_threshold)
     scores, labels = scores[keep], labels[keep]
-    masks = resize(mask_logits[keep]).sigmoid()  # (n, H, W)
-    if not len(masks):
-        return torch.zeros(masks.shape[-2:], dtype=torch.int32, device=masks.device), []
+    masks = resize(mask_logits[keep])
+    n = masks.count
+    # The query that a pixel belongs to, or n where even that one's mask is below 1/2.
+    owner = torch.full(masks.size, n, dtype=torch.int32, device=masks.device)
+    if not n:
+        return owner, []
 
-    owner = (scores[:, None, None] * masks).argmax(0)  # (H, W)
-    inside = masks.gather(0, owner[None])[0] >= 0.5
-    n = len(masks)
-    won = torch.bincount(owner.flatten(), minlength=n)
-    full = (masks >= 0.5).flatten(1).sum(1)
-    visible = torch.bincount(owner[inside], minlength=n)
+    counts = torch.zeros(3, n, dtype=torch.int64, device=masks.device)
+    for rows, logits in masks.bands():
+        probabilities = logits.sigmoid()
+        best = (scores[:, None, None] * probabilities).max(0).indices
+        inside = probabilities.gather(0, best[None])[0] >= 0.5
+        owner[rows] = torch.where(inside, best, n)
+        won = torch.bincount(best.flatten(), minlength=n)
+        full = area(probabilities >= 0.5)
+        visible = torch.bincount(owner[rows].flatten(), minlength=n + 1)[:n]
+        counts += torch.stack([won, full, visible])
     # One copy to the host for all segments.
-    counts = torch.stack([labels, won, full, visible]).tolist()
+    won, full, visible = counts.tolist()
 
     segments: list[dict[str, Any]] = []
     stuff: dict[int, dict[str, Any]] = {}
-    segment_of_query = [0] * n
-    for query, (label, won_area, full_area, area) in enumerate(zip(*counts, strict=True)):
-        if not area or won_area / full_area < overlap_threshold:
+    segment_of_query = [0] * (n + 1)
+    for query, label in enumerate(labels.tolist()):
+        if not visible[query] or won[query] / full[query] < overlap_threshold:
             continue
         segment = stuff.get(label)
         if segment is None:
@@ -95,11 +107,10 @@ def panoptic_inference(
             segments.append(segment)
             if not isthing:
                 stuff[label] = segment
-        segment["area"] += area
+        segment["area"] += visible[query]
         segment_of_query[query] = segment["id"]
-    _add_scores(segments, segment_of_query, scores.tolist())
-    lookup = torch.tensor(segment_of_query, dtype=torch.int32, device=owner.device)
-    return lookup[owner] * inside, segments
+    _add_scores(segments, segment_of_query[:n], scores.tolist())
+    return torch.tensor(segment_of_query, dtype=torch.int32, device=owner.device)[owner], segments
 
 
 def _add_scores(
@@ -142,17 +153,28 @@ def instance_inference(
         things[list(thing_ids)] = True
         keep = things[classes]
         scores, queries, classes = scores[keep], queries[keep], classes[keep]
-    logits = resize(mask_logits[queries])  # (n, H, W)
-    masks = logits > 0
-    area = masks.flatten(1).sum(1)
-    mask_scores = (logits.sigmoid() * masks).flatten(1).sum(1) / (area + 1e-6)
+    # A query stands for several instances, but its mask is the same.
+    queries, mask_of_instance = queries.unique(return_inverse=True)
+    logits = resize(mask_logits[queries])
+    masks = torch.empty(logits.count, *logits.size, dtype=torch.bool, device=logits.device)
+    areas, sums = 0, 0
+    for rows, band in logits.bands():
+        inside = band > 0
+        masks[:, rows] = inside
+        areas = areas + area(inside)
+        sums = sums + torch.where(inside, band.sigmoid(), 0).flatten(1).sum(1)
 
-    result = Instances(tuple(logits.shape[-2:]))
-    result.pred_masks = masks
-    result.pred_boxes = Boxes(boxes_of_masks(masks))
-    result.scores = scores * mask_scores
+    result = Instances(logits.size)
+    result.pred_masks = masks[mask_of_instance]
+    result.pred_boxes = Boxes(boxes_of_masks(masks)[mask_of_instance])
+    result.scores = scores * (sums / (areas + 1e-6))[mask_of_instance]
     result.pred_classes = classes
     return result
+
+
+def area(masks: Tensor) -> Tensor:
+    """Pixels in each mask, (n, H, W) bool -> (n,) int64."""
+    return masks.flatten(1).view(torch.uint8).sum(1, dtype=torch.int32).long()
 
 
 def boxes_of_masks(masks: Tensor) -> Tensor:

@@ -10,12 +10,9 @@ from mask2former.modeling.postprocessing import (
     semantic_inference,
     semantic_labels,
 )
+from mask2former.modeling.row_maps import RowMaps
 
 THINGS = {0, 1}
-
-
-def identity(masks):
-    return masks
 
 
 def class_logits(*rows):
@@ -33,7 +30,7 @@ def panoptic(classes, masks, *, score=0.5, overlap=0.5):
     return panoptic_inference(
         classes,
         masks,
-        identity,
+        RowMaps.of,
         thing_ids=THINGS,
         object_mask_threshold=score,
         overlap_threshold=overlap,
@@ -45,7 +42,7 @@ CERTAIN = {c: [1.0 if i == c else 0.0 for i in range(5)] for c in range(5)}
 
 def test_semantic_scores():
     classes = class_logits([0.5, 0.0, 0.3, 0.0, 0.2], [0.0, 0.0, 0.6, 0.0, 0.4])
-    scores = semantic_inference(classes, mask_logits("#... ....", ".##. ...."))
+    scores = semantic_inference(classes, RowMaps.of(mask_logits("#... ....", ".##. ...."))).whole()
     assert scores.shape == (4, 2, 4)
     assert scores[0, 0, 0].item() == pytest.approx(0.5 * 0.9, abs=1e-6)
     assert scores[2, 0, 0].item() == pytest.approx(0.3 * 0.9 + 0.6 * 0.1, abs=1e-6)
@@ -103,7 +100,7 @@ def test_panoptic_nothing_kept():
 def test_instance_scores_boxes_and_repeats():
     classes = class_logits([0.6, 0.3, 0.0, 0.0, 0.1], [0.0, 0.0, 0.2, 0.0, 0.8])
     masks = mask_logits("##.. #...", "..## ....")
-    result = instance_inference(classes, masks, identity, topk=3)
+    result = instance_inference(classes, masks, RowMaps.of, topk=3)
     order = result.scores.argsort(descending=True)
     result = result[order]
     # The same query twice, with its two classes; then the other one.
@@ -117,14 +114,14 @@ def test_instance_scores_boxes_and_repeats():
 def test_instance_keeps_things_only_after_the_choice():
     classes = class_logits([0.1, 0.0, 0.9, 0.0, 0.0], [0.2, 0.0, 0.8, 0.0, 0.0])
     masks = mask_logits("##.. #...", "..## ....")
-    assert len(instance_inference(classes, masks, identity, topk=2, thing_ids=THINGS)) == 0
-    result = instance_inference(classes, masks, identity, topk=3, thing_ids=THINGS)
+    assert len(instance_inference(classes, masks, RowMaps.of, topk=2, thing_ids=THINGS)) == 0
+    result = instance_inference(classes, masks, RowMaps.of, topk=3, thing_ids=THINGS)
     assert result.pred_classes.tolist() == [0]
 
 
 def test_instance_topk_larger_than_all_pairs():
     result = instance_inference(
-        class_logits(CERTAIN[0]), mask_logits("#... ...."), identity, topk=100
+        class_logits(CERTAIN[0]), mask_logits("#... ...."), RowMaps.of, topk=100
     )
     assert len(result) == 4
 

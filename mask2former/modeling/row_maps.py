@@ -1,0 +1,93 @@
+"""Maps at full size, computed some rows at a time.
+
+Hundreds of masks at the size of a picture fill gigabytes, and no cache. What inference needs of
+them is sums, maxima and comparisons, so a band of rows is enough at a time.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Elements of a band. On a CPU it stays in the cache; on a GPU it is large enough to be busy with.
+BAND_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
+
+
+@dataclass(frozen=True)
+class RowMaps:
+    """``count`` maps of ``size`` (height, width); ``rows(start, stop)`` computes these rows.
+
+    Bilinear resizing is that of :func:`torch.nn.functional.interpolate` without aligned corners.
+    """
+
+    rows: Callable[[int, int], Tensor]
+    count: int
+    size: tuple[int, int]
+    device: torch.device
+
+    @classmethod
+    def of(cls, maps: Tensor) -> "RowMaps":
+        """Maps (n, h, w) that are there."""
+        rows = lambda start, stop: maps[:, start:stop]  # noqa: E731
+        return cls(rows, len(maps), tuple(maps.shape[1:]), maps.device)
+
+    def crop(self, size: tuple[int, int]) -> "RowMaps":
+        """The top left (height, width) of the maps."""
+        if size == self.size:
+            return self
+        return RowMaps(
+            lambda start, stop: self.rows(start, stop)[..., : size[1]],
+            self.count,
+            size,
+            self.device,
+        )
+
+    def map(self, function: Callable[[Tensor], Tensor], count: int) -> "RowMaps":
+        """``function`` of the n maps of any pixels, (n, ...) -> (count, ...)."""
+        return RowMaps(
+            lambda start, stop: function(self.rows(start, stop)), count, self.size, self.device
+        )
+
+    def resize(self, size: tuple[int, int]) -> "RowMaps":
+        """Maps of another (height, width)."""
+        if size == self.size:
+            return self
+        height, width = size
+        scale = self.size[0] / height
+
+        def rows(start: int, stop: int) -> Tensor:
+            # Row y lies at (y + 0.5) * scale - 0.5 of the source, between the rows low and high.
+            # In double precision: the host and the device agree on the rows that are needed.
+            first = int(max((start + 0.5) * scale - 0.5, 0))
+            last = min(int(max((stop - 0.5) * scale - 0.5, 0)) + 1, self.size[0] - 1)
+            band = self.rows(first, last + 1).flatten(0, 1)[:, None]
+            band = F.interpolate(band, size=width, mode="linear", align_corners=False)
+            band = band.view(self.count, last + 1 - first, width)
+            y = torch.arange(start, stop, device=self.device, dtype=torch.float64)
+            y = ((y + 0.5) * scale - 0.5).clamp(min=0)
+            low = y.floor().long()
+            high = (low + 1).clamp(max=self.size[0] - 1)
+            fraction = (y - low).to(band.dtype)[:, None]
+            return torch.lerp(band[:, low - first], band[:, high - first], fraction)
+
+        return RowMaps(rows, self.count, size, self.device)
+
+    def bands(self) -> Iterator[tuple[slice, Tensor]]:
+        """All rows: which, and the (n, rows, width) maps there."""
+        height, width = self.size
+        elements = BAND_ELEMENTS.get(self.device.type, BAND_ELEMENTS["cuda"])
+        step = max(8, elements // max(1, self.count * width))
+        for start in range(0, height, step):
+            stop = min(start + step, height)
+            yield slice(start, stop), self.rows(start, stop)
+
+    def whole(self) -> Tensor:
+        """(n, height, width)."""
+        whole = None
+        for rows, band in self.bands():
+            if whole is None:
+                whole = band.new_empty(self.count, *self.size)
+            whole[:, rows] = band
+        return whole
