@@ -29,6 +29,7 @@ from .data import (
 from .errors import ConfigError
 from .evaluation import build_evaluator, inference_on_dataset
 from .modeling import SemanticSegmentorWithTTA  # importing the package registers the model
+from .modeling.fusion import fuse_batch_norm
 from .solver import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -230,6 +231,7 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
         raise ConfigError("there is nothing to evaluate on: DATASETS.TEST is empty")
     model = Trainer.build_model(cfg)
     load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
+    fuse_batch_norm(model)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(test_with_augmentation(cfg, model))

@@ -125,7 +125,10 @@ class MaskFormer(nn.Module):
             (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
         ]
         images = ImageList.from_tensors(images, self.size_divisibility)
-        outputs = self.sem_seg_head(self.backbone(images.tensor))
+        batch = images.tensor
+        if self.device.type == "cpu":  # where convolutions are faster so
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        outputs = self.sem_seg_head(self.backbone(batch))
 
         if self.training:
             return self.criterion(outputs, self.prepare_targets(batched_inputs, images))

@@ -6,7 +6,7 @@ from coarse to fine, as everything downstream takes them.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from .ms_deform_attn import MSDeformAttn
 from .position_encoding import sine_position_encoding
 
 FEEDFORWARD_DIM = 1024  # of the encoder; fixed in the paper and in every published checkpoint
+TOKENS_IN_CACHE = 1024  # with their hidden channels
 NUM_FEATURE_LEVELS = 3  # that the transformer decoder takes turns on
 
 
@@ -207,8 +208,11 @@ class MSDeformAttnEncoder(nn.Module):
         output = torch.cat([source.flatten(2) for source in sources], dim=2).transpose(1, 2)
         for layer in self.encoder.layers:
             output = layer(output, position, reference_points, shapes)  # (B, S, C)
-        levels = output.transpose(1, 2).split([h * w for h, w in shapes], dim=2)
-        return [level.unflatten(2, shape) for level, shape in zip(levels, shapes, strict=True)]
+        levels = output.split([h * w for h, w in shapes], dim=1)
+        return [
+            level.unflatten(1, shape).permute(0, 3, 1, 2)
+            for level, shape in zip(levels, shapes, strict=True)
+        ]
 
 
 class MSDeformAttnEncoderLayer(nn.Module):
@@ -238,9 +242,21 @@ class MSDeformAttnEncoderLayer(nn.Module):
     ) -> Tensor:
         """source: (B, S, C); position: (S, C); reference_points: (S, 2). Returns (B, S, C)."""
         attended = self.self_attn(source + position, reference_points, source, spatial_shapes)
+        return by_tokens(self.after_attention, source, attended)
+
+    def after_attention(self, source: Tensor, attended: Tensor) -> Tensor:
+        """What every token goes through by itself; (B, n, C) each."""
         source = self.norm1(source + self.dropout(attended))
         hidden = self.dropout(F.relu(self.linear1(source)))
         return self.norm2(source + self.dropout(self.linear2(hidden)))
+
+
+def by_tokens(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``function`` of (B, S, ...) tensors, as many tokens at a time as stay in a CPU's cache."""
+    if torch.is_grad_enabled() or inputs[0].device.type != "cpu":
+        return function(*inputs)
+    chunks = zip(*(x.split(TOKENS_IN_CACHE, dim=1) for x in inputs))
+    return torch.cat([function(*chunk) for chunk in chunks], dim=1)
 
 
 def pixel_centres(height: int, width: int, *, device: torch.device) -> Tensor:

@@ -156,17 +156,17 @@ def instance_inference(
     # A query stands for several instances, but its mask is the same.
     queries, mask_of_instance = queries.unique(return_inverse=True)
     logits = resize(mask_logits[queries])
-    masks = torch.empty(logits.count, *logits.size, dtype=torch.bool, device=logits.device)
+    masks = torch.empty(len(classes), *logits.size, dtype=torch.bool, device=logits.device)
     areas, sums = 0, 0
     for rows, band in logits.bands():
         inside = band > 0
-        masks[:, rows] = inside
+        masks[:, rows] = inside[mask_of_instance]
         areas = areas + area(inside)
         sums = sums + torch.where(inside, band.sigmoid(), 0).flatten(1).sum(1)
 
     result = Instances(logits.size)
-    result.pred_masks = masks[mask_of_instance]
-    result.pred_boxes = Boxes(boxes_of_masks(masks)[mask_of_instance])
+    result.pred_masks = masks
+    result.pred_boxes = Boxes(boxes_of_masks(masks))
     result.scores = scores * (sums / (areas + 1e-6))[mask_of_instance]
     result.pred_classes = classes
     return result
@@ -179,9 +179,9 @@ def area(masks: Tensor) -> Tensor:
 
 def boxes_of_masks(masks: Tensor) -> Tensor:
     """(n, H, W) bool -> (n, 4) float32 tight boxes, XYXY in pixel edges; zeros for empty masks."""
-    columns, rows = masks.any(dim=1).int(), masks.any(dim=2).int()  # (n, W), (n, H)
     if not len(masks):
         return torch.zeros(0, 4, device=masks.device)
+    columns, rows = (masks.view(torch.uint8).amax(dim) for dim in (1, 2))  # (n, W), (n, H)
     # argmax finds the first of equal values.
     x0, y0 = columns.argmax(1), rows.argmax(1)
     x1, y1 = masks.shape[2] - columns.flip(1).argmax(1), masks.shape[1] - rows.flip(1).argmax(1)

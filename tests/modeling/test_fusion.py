@@ -1,0 +1,33 @@
+import copy
+
+import pytest
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
+
+from mask2former.modeling.fusion import fuse_batch_norm
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN", "SyncBN"])
+def test_the_model_is_the_same(tiny_cfg, norm):
+    tiny_cfg.MODEL.RESNETS.NORM = norm
+    model = build_model(tiny_cfg).eval()
+    for module in model.backbone.modules():
+        if hasattr(module, "running_var"):
+            module.running_mean.uniform_(-1, 1)
+            module.running_var.uniform_(0.5, 2)
+            with torch.no_grad():
+                module.weight.uniform_(0.5, 2)
+                module.bias.uniform_(-1, 1)
+    fused = fuse_batch_norm(copy.deepcopy(model))
+    kinds = (torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm, FrozenBatchNorm2d)
+    assert any(isinstance(m, kinds) for m in model.modules())
+    assert not any(isinstance(m, kinds) for m in fused.modules())
+    # Its other norms depend on the picture and stay.
+    assert any(isinstance(m, torch.nn.GroupNorm) for m in fused.modules())
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        for name, expected in model.backbone(images).items():
+            torch.testing.assert_close(
+                fused.backbone(images)[name], expected, rtol=1e-4, atol=1e-4 * expected.abs().max()
+            )
