@@ -1,7 +1,7 @@
 """Loaders, and what is checked before the first iteration."""
 
 import difflib
-import os
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, DatasetError
 from .builtin import check_builtin
+from .check import format_findings, record_findings
 from .dataset_mapper import MAPPERS, PictureMapper, TrainingMapper
 
-# What a record may name on disk.
-FILE_KEYS = ("file_name", "pan_seg_file_name", "sem_seg_file_name")
+logger = logging.getLogger(__name__)
 
 
 def build_train_loader(cfg: CfgNode) -> DataLoader:
@@ -28,14 +28,12 @@ def build_train_loader(cfg: CfgNode) -> DataLoader:
 
     Raises:
         ConfigError: an unknown data set or mapper.
-        DatasetError: see :func:`check_records`.
+        DatasetError: see :func:`load_records`.
     """
     mapper = build_training_mapper(cfg)
     if not cfg.DATASETS.TRAIN:
         raise ConfigError("DATASETS.TRAIN names no data set to train on")
-    records = load_records(
-        cfg, cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    )
+    records = load_records(cfg, cfg.DATASETS.TRAIN, training=True)
     return build_detection_train_loader(cfg, mapper=mapper, dataset=records)
 
 
@@ -44,10 +42,10 @@ def build_test_loader(cfg: CfgNode, name: str) -> DataLoader:
 
     Raises:
         ConfigError: an unknown data set.
-        DatasetError: see :func:`check_records`.
+        DatasetError: see :func:`load_records`.
     """
     return build_detection_test_loader(
-        load_records(cfg, [name], filter_empty=False),
+        load_records(cfg, [name], training=False),
         mapper=PictureMapper(cfg),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
@@ -62,11 +60,15 @@ def build_training_mapper(cfg: CfgNode) -> TrainingMapper:
     return MAPPERS[name](cfg)
 
 
-def load_records(cfg: CfgNode, names: Sequence[str], *, filter_empty: bool) -> list[dict[str, Any]]:
-    """The records of registered data sets, checked.
+def load_records(cfg: CfgNode, names: Sequence[str], *, training: bool) -> list[dict[str, Any]]:
+    """The records of registered data sets, checked as far as it is cheap.
 
     Args:
-        filter_empty: leave out pictures whose annotations are all crowds, or none.
+        training: leave out what ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` says; log warnings.
+
+    Raises:
+        ConfigError: an unknown data set, or several that do not go together.
+        DatasetError: files are missing, or classes do not fit the model; names each.
     """
     check_datasets(names)
     for name in names:
@@ -77,8 +79,16 @@ def load_records(cfg: CfgNode, names: Sequence[str], *, filter_empty: bool) -> l
             f"the data sets have different labels for ignored pixels ({ignored}) and cannot be "
             "trained on together; give them one ignore_value"
         )
+    filter_empty = training and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     records = get_detection_dataset_dicts(names, filter_empty=filter_empty)
-    check_records(", ".join(names), records, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    findings = record_findings(names, records, cfg)
+    if errors := [finding for finding in findings if finding.severity == "error"]:
+        raise DatasetError(
+            f"data set {', '.join(names)} cannot be used:\n{format_findings(errors)}\n"
+            "tools/check_dataset.py CONFIG looks at everything"
+        )
+    if training and findings:
+        logger.warning("data set %s\n%s", ", ".join(names), format_findings(findings))
     return records
 
 
@@ -95,31 +105,3 @@ def check_datasets(names: Sequence[str]) -> None:
                 f"data set {name} (DATASETS.TRAIN or DATASETS.TEST) is not registered; {hint}"
                 "describe it in a catalog and name that in DATASETS.CATALOG"
             )
-
-
-def check_records(name: str, records: list[dict[str, Any]], *, num_classes: int) -> None:
-    """What is cheap to check before hours are spent: files exist, classes fit the model.
-
-    Raises:
-        DatasetError: names the first files that are missing, or a class id out of range.
-    """
-    missing = [
-        record[key]
-        for record in records
-        for key in FILE_KEYS
-        if key in record and not os.path.isfile(record[key])
-    ]
-    if missing:
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise DatasetError(
-            f"data set {name}: {len(missing)} of its files do not exist: {shown}; check the "
-            "folders it was registered with, or remove these entries from the annotations"
-        )
-    for record in records:
-        for item in (*record.get("annotations", ()), *record.get("segments_info", ())):
-            if not 0 <= item["category_id"] < num_classes:
-                raise DatasetError(
-                    f"data set {name}, {record['file_name']}: class {item['category_id']} (counted "
-                    f"from 0) does not fit MODEL.SEM_SEG_HEAD.NUM_CLASSES {num_classes}; set that "
-                    "to the number of classes of the data set"
-                )

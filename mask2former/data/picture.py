@@ -31,11 +31,13 @@ def read_picture(path: str, image_format: str) -> np.ndarray:
 
 
 def read_label_map(path: str) -> np.ndarray:
-    """Read a label map, (h, w) or (h, w, 3) for a panoptic PNG, unconverted.
+    """Read a label map, (h, w) or (h, w, 3) for a panoptic PNG, unconverted; a picture or npy.
 
     Raises:
         DatasetError: the file is missing, truncated or no picture.
     """
+    if Path(path).suffix.lower() == ".npy":
+        return _read_raw(path).squeeze(2).astype(np.int64)
     return _read(path, None)
 
 

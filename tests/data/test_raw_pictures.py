@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from mask2former.data import MAPPERS, PictureMapper
-from mask2former.data.picture import read_picture
+from mask2former.data.picture import read_label_map, read_picture
 from mask2former.errors import DatasetError
 
 HEIGHT, WIDTH = 48, 64
@@ -121,3 +121,10 @@ def test_channels_must_be_the_models(raw_cfg, record):
     raw_cfg.MODEL.PIXEL_MEAN, raw_cfg.MODEL.PIXEL_STD = [1.0] * 3, [1.0] * 3
     with pytest.raises(DatasetError, match=r"a.tif has 5 channels, and the model takes 3: give"):
         PictureMapper(raw_cfg)(record)
+
+
+def test_label_maps_may_be_arrays(tmp_path):
+    labels = np.array([[0, 65535], [3, 255]], np.uint16)
+    np.testing.assert_array_equal(read_label_map(write(tmp_path / "a.npy", labels)), labels)
+    with pytest.raises(DatasetError, match="b.npy does not exist"):
+        read_label_map(str(tmp_path / "b.npy"))

@@ -1,0 +1,257 @@
+"""Planted faults: each is found, named with its file and id, and told how to be mended."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask
+import pytest
+from detectron2.data import DatasetCatalog
+from PIL import Image
+
+from mask2former.data.catalog import register_dataset
+from mask2former.data.check import check_dataset, record_findings
+from mask2former.data.check.sheet import annotation_sheet
+from mask2former.data.panoptic_png import id2rgb, rgb2id
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = (40, 60)
+PICTURES = 9
+
+
+@pytest.fixture
+def instances_cfg(tiny_cfg):
+    tiny_cfg.INPUT.DATASET_MAPPER_NAME = "coco_instance_lsj"
+    tiny_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
+    tiny_cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = 100
+    tiny_cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = True
+    tiny_cfg.TEST.DETECTIONS_PER_IMAGE = 50
+    return tiny_cfg
+
+
+def annotation(number, image_id, **changes):
+    x = 5 + 10 * (number % 3)
+    rle = {"segmentation": [[x, 5, x + 8, 5, x + 8, 15, x, 15]], "bbox": [x, 5, 8, 10]}
+    item = {"id": number, "image_id": image_id, "category_id": 10 + number % 2, "iscrowd": 0}
+    return item | {"area": 80} | rle | changes
+
+
+def write_instances(root, name, *, plant=lambda content, folder: None):
+    """Nine pictures with three objects each, registered as ``name``."""
+    folder = root / "images"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    images = []
+    for i in range(PICTURES):
+        pixels = random.integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.jpg")
+        size = {"height": SIZE[0], "width": SIZE[1]}
+        images.append({"id": i, "file_name": f"{i}.jpg", **size})
+    annotations = [annotation(i, i // 3) for i in range(3 * PICTURES)]
+    categories = [{"id": 10, "name": "nut"}, {"id": 11, "name": "bolt"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    plant(content, folder)
+    (root / "instances.json").write_text(json.dumps(content))
+    entry = {
+        "format": "coco_instances",
+        "image_root": str(folder),
+        "json": str(root / "instances.json"),
+    }
+    register_dataset(name, entry)
+    return name
+
+
+def plant_ten(content, folder):
+    images, annotations = content["images"], content["annotations"]
+    annotations[0]["category_id"] = 77
+    (folder / "1.jpg").unlink()
+    whole = (folder / "2.jpg").read_bytes()
+    (folder / "2.jpg").write_bytes(whole[: len(whole) // 2])
+    images[3] |= {"width": SIZE[0], "height": SIZE[1]}
+    annotations[13]["id"] = annotations[12]["id"]
+    for item in annotations[15:18]:
+        item["iscrowd"] = 1
+    annotations += [annotation(1000 + i, 7) for i in range(300)]
+    small = pycocotools.mask.encode(np.ones((10, 20), np.uint8, order="F"))
+    annotations[24]["segmentation"] = small | {"counts": small["counts"].decode()}
+    content["annotations"] = [a for a in annotations if a["image_id"] != 6]
+
+
+EXPECTED = {
+    "wrong id": r"ERROR unknown category \(1\)\n  \S+instances.json \(image id 0, annotation id 0\)"
+    r": category_id 77 is not among the categories; add the category, or correct the id",
+    "missing file": r"ERROR missing file \(1\)\n  \S+/1.jpg \(image id 1\): this picture does not "
+    r"exist; add it, correct the folder .*, or remove the entry",
+    "truncated JPEG": r"ERROR unreadable file \(1\)\n  \S+/2.jpg \(image id 2\): cannot be read as "
+    r"a picture \(.*truncated.*\); replace the file or remove its entry",
+    "swapped size": r"ERROR picture of another size \(1\)\n  \S+/3.jpg \(image id 3\): the picture "
+    r"is 60 x 40 pixels, its annotations say 40 x 60; width and height are swapped: correct them",
+    "duplicate id": r"ERROR duplicate annotation id \(1\)\n  \S+instances.json \(annotation id 12\)"
+    r": 2 entries have this id; number them apart",
+    "crowd only": r"WARNING only crowds \(1\)\n  \S+/5.jpg \(image id 5\): the picture has only "
+    r"crowds \(3\) and is left out of training",
+    "empty": r"WARNING empty picture \(1\)\n  \S+/6.jpg \(image id 6\): the picture has no "
+    r"annotation and is left out of training",
+    "ignore = class": r"ERROR ignore value is a class \(1\)\n  data set \S+ \(MODEL.SEM_SEG_HEAD."
+    r"IGNORE_VALUE 1\): 1 is also the number of class 'bolt'.*choose a value that no class has",
+    "300 objects": r"WARNING more objects than queries \(1\)\n  \S+/7.jpg \(image id 7\): 303 "
+    r"objects, .*raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES above 303",
+    "300 detections": r"WARNING more objects than detections \(1\)\n  \S+/7.jpg \(image id 7\): 303"
+    r" objects, but at most 50 .*raise TEST.DETECTIONS_PER_IMAGE to 303",
+    "RLE of another size": r"ERROR RLE of another size \(1\)\n  \S+/8.jpg \(image id 8, annotation "
+    r"number 1\): the RLE is 20 x 10 pixels, the picture 60 x 40; encode the mask again",
+}
+
+
+def test_ten_planted_faults(instances_cfg, tmp_path):
+    name = write_instances(tmp_path, "planted", plant=plant_ten)
+    instances_cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 1
+    report = check_dataset(name, instances_cfg)
+    assert not report.ok and len(report.records) == PICTURES
+    text = report.text(limit=None)
+    for fault, pattern in EXPECTED.items():
+        assert re.search(pattern, text), fault
+    assert len([f for f in report.findings if f.severity == "error"]) == 7
+    assert {f.kind for f in report.findings if f.severity == "warning"} == {
+        *("only crowds", "empty picture"),
+        *("more objects than queries", "more objects than detections"),
+    }
+
+
+def test_nothing_to_complain_about(instances_cfg, tmp_path):
+    report = check_dataset(write_instances(tmp_path, "clean"), instances_cfg)
+    assert report.ok and not report.findings
+    assert report.classes == [("nut", 14, 9, 0), ("bolt", 13, 9, 0)]
+    assert "3.0 on average, 3 at most" in report.text() and "nothing to" in report.text()
+
+
+@pytest.mark.parametrize(
+    "changes, kind, message",
+    [
+        ({"image_id": 99}, "unknown image", "its image is not among the images"),
+        ({"bbox": [50, 5, 30, 10]}, "box", "leaves the picture of 60 x 40 pixels"),
+        ({"bbox": [5, 5, 0, 10]}, "box", "has no area"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "polygon of fewer", "draw it again"),
+    ],
+)
+def test_annotations(instances_cfg, tmp_path, changes, kind, message):
+    def plant(content, folder):
+        content["annotations"][4] |= changes
+
+    name = write_instances(tmp_path, f"annotations_{tmp_path.name}", plant=plant)
+    (finding,) = check_dataset(name, instances_cfg).findings
+    assert finding.kind.startswith(kind) and message in finding.message
+
+
+def test_classes_and_channels(instances_cfg, tmp_path):
+    name = write_instances(tmp_path, "too_few_classes")
+    instances_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1
+    instances_cfg.MODEL.PIXEL_MEAN = instances_cfg.MODEL.PIXEL_STD = [1.0]
+    report = check_dataset(name, instances_cfg)
+    text = report.text()
+    assert "the data set has 2 classes; set NUM_CLASSES to 2" in text
+    assert "class 1 (counted from 0) does not fit MODEL.SEM_SEG_HEAD.NUM_CLASSES 1" in text
+    assert "the picture has 3 channels, the model takes 1" in text
+    assert "... and 4 more" in text and "... and" not in report.text(limit=None)
+
+
+def test_panoptic_png_and_json(sample_cfg, sample_root, tmp_path):
+    """A segment without an entry, an entry without pixels, a wrong area, a wrong category."""
+    content = json.loads((sample_root / "annotations" / "panoptic_val.json").read_text())
+    folder = tmp_path / "panoptic"
+    folder.mkdir()
+    for entry in content["annotations"]:
+        name = entry["file_name"]
+        png = Image.open(sample_root / "annotations" / "panoptic_val" / name)
+        (folder / name).write_bytes(Path(png.filename).read_bytes())
+    first, second, third = content["annotations"][:3]
+    removed = first["segments_info"].pop()
+    second["segments_info"][0]["id"] = 2**24 - 5
+    third["segments_info"][0]["area"] += 1
+    third["segments_info"][1]["category_id"] = 999
+    path = folder / content["annotations"][3]["file_name"]
+    ids = rgb2id(np.asarray(Image.open(path)))
+    Image.fromarray(id2rgb(ids[:-1])).save(path)
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    entry = {
+        "format": "coco_panoptic",
+        "image_root": str(sample_root / "val"),
+        "panoptic_json": str(tmp_path / "panoptic.json"),
+        "panoptic_root": str(folder),
+    }
+    register_dataset("panoptic_faults", entry)
+    sample_cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = 50
+    report = check_dataset("panoptic_faults", sample_cfg)
+    found = [(f.kind, f.id) for f in report.findings if "class" not in f.kind]
+    one, two, three = (a["image_id"] for a in (first, second, third))
+    assert ("segment without entry", f"image id {one}, segment id {removed['id']}") in found
+    assert ("segment without pixels", f"image id {two}, segment id {2**24 - 5}") in found
+    kinds = [kind for kind, _ in found]
+    assert kinds.count("segment of another area") == 1 + (
+        # of the picture that lost a row, too
+        sum("image id 4" in f.id for f in report.findings if f.kind == "segment of another area")
+    )
+    assert f"image id {three}, segment id" in str(found)
+    assert {"unknown category", "label map of another size"} <= set(kinds)
+
+
+def test_semantic_label_maps(tiny_cfg, tmp_path):
+    for folder in ("pictures", "labels"):
+        (tmp_path / folder).mkdir()
+    labels = np.zeros(SIZE, np.uint8)
+    labels[:10], labels[10:12], labels[12:13] = 1, 255, 7
+    Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(tmp_path / "pictures" / "a.png")
+    Image.fromarray(labels).save(tmp_path / "labels" / "a.png")
+    roots = {"image_root": str(tmp_path / "pictures"), "label_root": str(tmp_path / "labels")}
+    classes = ["floor", "wall", "ceiling"]
+    register_dataset("rooms", {"format": "semantic", "classes": classes, **roots})
+    tiny_cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
+    tiny_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
+    report = check_dataset("rooms", tiny_cfg)
+    value, missing = report.findings
+    assert value.kind == "value that is no class" and value.id == "image id a, value 7"
+    assert "60 pixels" in value.message and missing.kind == "class without an object"
+    assert [row[3] for row in report.classes] == [27 * 60, 600, 0]
+
+
+def test_sheet_shows_the_annotations(instances_cfg, tmp_path):
+    name = write_instances(tmp_path, "drawn")
+    sheet = annotation_sheet(name, DatasetCatalog.get(name), image_format="RGB", count=4)
+    assert sheet.shape[2] == 3 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 100
+    half = sheet.shape[1] // 4
+    pictures, drawn = sheet[30:440, :half], sheet[30:440, half : 2 * half]
+    width = min(pictures.shape[1], drawn.shape[1])
+    assert np.abs(pictures[:, :width].astype(int) - drawn[:, :width]).mean() > 3
+
+
+def test_the_cheap_form_opens_no_file(instances_cfg, tmp_path, monkeypatch):
+    name = write_instances(tmp_path, "cheap")
+    records = DatasetCatalog.get(name)
+    (tmp_path / "images" / "3.jpg").unlink()
+
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"{args} was opened")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    (finding,) = record_findings([name], records, instances_cfg)
+    assert finding.kind == "missing file" and finding.id == "image id 3"
+
+
+@pytest.mark.parametrize("plant, status", [(lambda content, folder: None, 0), (plant_ten, 1)])
+def test_tool(instances_cfg, tmp_path, monkeypatch, capsys, plant, status):
+    name = write_instances(tmp_path, f"tool_{status}", plant=plant)
+    instances_cfg.DATASETS.TRAIN = (name,)
+    (tmp_path / "config.yaml").write_text(instances_cfg.dump())
+    output = tmp_path / "check"
+    arguments = [str(tmp_path / "config.yaml"), "--output", str(output), "SOLVER.MAX_ITER", "1"]
+    monkeypatch.setattr(sys, "argv", ["check_dataset.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "tools" / "check_dataset.py"), run_name="__main__")
+    assert stop.value.code == status
+    findings = json.loads((output / "findings.json").read_text())[name]
+    assert bool(findings) == bool(status)
+    assert f"{6 if status else 0} errors" in capsys.readouterr().out
+    assert Image.open(output / f"{name}.png").width > 1000
