@@ -5,12 +5,16 @@ the reason in the package (`build_failure_<device>.txt`) for `mask2former_ops.ba
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
+if nvcc := shutil.which("nvcc"):
+    # PyTorch takes the folder above a link to nvcc for the toolkit's.
+    os.environ.setdefault("CUDA_HOME", str(Path(nvcc).resolve().parents[1]))
 try:
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ImportError as error:

@@ -106,7 +106,12 @@ def _forward_fake(
 
 
 def _backward_fake(
-    grad: Tensor, value: Tensor, spatial_shapes: list[int], locations: Tensor, weights: Tensor
+    grad: Tensor,
+    value: Tensor,
+    spatial_shapes: list[int],
+    locations: Tensor,
+    weights: Tensor,
+    deterministic: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(t.new_empty(t.shape) for t in (value, locations, weights))
 
@@ -119,7 +124,12 @@ def _save(ctx, inputs: tuple, output: Tensor) -> None:
 def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     value, locations, weights = ctx.saved_tensors
     grad_value, grad_locations, grad_weights = torch.ops.mask2former.ms_deform_attn_backward(
-        grad, value, ctx.spatial_shapes, locations, weights
+        grad,
+        value,
+        ctx.spatial_shapes,
+        locations,
+        weights,
+        torch.are_deterministic_algorithms_enabled(),
     )
     return grad_value, None, grad_locations, grad_weights
 

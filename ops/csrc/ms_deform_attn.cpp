@@ -20,12 +20,15 @@
 #include <tuple>
 #include <vector>
 
+#include "checks.h"
 #include "cpu/kernels.h"
 
 namespace {
 
 using c10::BFloat16;
 using c10::Half;
+using msda::check_inputs;
+using msda::check_shape;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -136,69 +139,6 @@ void backward(const msda::Sizes& sizes, const std::vector<int64_t>& shapes, cons
   }
 }
 
-// ---- Checks -------------------------------------------------------------------------------------
-
-std::string shape_of(const Tensor& tensor) {
-  std::string text = "(";
-  for (int64_t i = 0; i < tensor.dim(); ++i) {
-    text += (i ? ", " : "") + std::to_string(tensor.size(i));
-  }
-  return text + ")";
-}
-
-void check_shape(const char* name, const Tensor& tensor, const std::vector<int64_t>& expected) {
-  bool same = tensor.dim() == static_cast<int64_t>(expected.size());
-  std::string text;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    same = same && tensor.size(static_cast<int64_t>(i)) == expected[i];
-    text += (i ? ", " : "") + std::to_string(expected[i]);
-  }
-  STD_TORCH_CHECK(same, "ms_deform_attn: ", name, " has shape ", shape_of(tensor), ", expected (",
-                  text, ")");
-}
-
-constexpr int64_t kMaxSide = 1 << 24;  // float32 has these integers
-
-// The sizes, once everything that the kernels rely on has been checked.
-msda::Sizes check_inputs(const Tensor& value, const std::vector<int64_t>& shapes,
-                         const Tensor& locations, const Tensor& attention) {
-  STD_TORCH_CHECK(value.dim() == 4, "ms_deform_attn: value has shape ", shape_of(value),
-                  ", expected (B, S, M, D)");
-  STD_TORCH_CHECK(locations.dim() == 6, "ms_deform_attn: sampling_locations has shape ",
-                  shape_of(locations), ", expected (B, Q, M, L, P, 2)");
-  msda::Sizes sizes{value.size(0),     value.size(1),     value.size(2),    value.size(3),
-                    locations.size(1), locations.size(3), locations.size(4)};
-  STD_TORCH_CHECK(shapes.size() == static_cast<size_t>(2 * sizes.L),
-                  "ms_deform_attn: spatial_shapes has ", shapes.size(), " numbers, but ",
-                  "sampling_locations ", shape_of(locations), " has ", sizes.L, " levels");
-  int64_t pixels = 0;
-  for (int64_t level = 0; level < sizes.L; ++level) {
-    const int64_t h = shapes[2 * level], w = shapes[2 * level + 1];
-    STD_TORCH_CHECK(0 < h && h <= kMaxSide && 0 < w && w <= kMaxSide,
-                    "ms_deform_attn: spatial_shapes has a level of size (", h, ", ", w,
-                    "), expected 1 to ", kMaxSide);
-    pixels += h * w;
-  }
-  STD_TORCH_CHECK(pixels == sizes.S, "ms_deform_attn: value ", shape_of(value), " has ", sizes.S,
-                  " pixels, spatial_shapes ", pixels);
-  STD_TORCH_CHECK(pixels <= std::numeric_limits<int32_t>::max() / std::max<int64_t>(sizes.D, 1),
-                  "ms_deform_attn: value ", shape_of(value), " has S * D >= 2**31");
-  STD_TORCH_CHECK(sizes.samples() >= 1 && sizes.samples() <= msda::kMaxSamples,
-                  "ms_deform_attn: levels times points is ", sizes.samples(), ", expected 1 to ",
-                  msda::kMaxSamples);
-  check_shape("sampling_locations", locations, {sizes.B, sizes.Q, sizes.M, sizes.L, sizes.P, 2});
-  check_shape("attention_weights", attention, {sizes.B, sizes.Q, sizes.M, sizes.L, sizes.P});
-  const ScalarType computed =
-      value.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  STD_TORCH_CHECK(locations.scalar_type() == computed && attention.scalar_type() == computed,
-                  "ms_deform_attn: sampling_locations and attention_weights must be float64 where "
-                  "value is, else float32");
-  STD_TORCH_CHECK(value.is_cpu() && locations.is_cpu() && attention.is_cpu(),
-                  "ms_deform_attn: value, sampling_locations and attention_weights must be on the "
-                  "same device");
-  return sizes;
-}
-
 // f(T(), A()) for the type T of the values and the type A that they are computed in.
 template <typename F>
 void dispatch(ScalarType type, const F& f) {
@@ -246,7 +186,7 @@ Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t> spatial_sh
 
 std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     const Tensor& grad_output, const Tensor& value, const std::vector<int64_t> spatial_shapes,
-    const Tensor& sampling_locations, const Tensor& attention_weights) {
+    const Tensor& sampling_locations, const Tensor& attention_weights, bool /*deterministic*/) {
   const msda::Sizes sizes =
       check_inputs(value, spatial_shapes, sampling_locations, attention_weights);
   check_shape("grad_output", grad_output, {sizes.B, sizes.Q, sizes.M * sizes.D});
@@ -286,7 +226,8 @@ STABLE_TORCH_LIBRARY(mask2former, m) {
       "Tensor attention_weights) -> Tensor");
   m.def(
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
-      "Tensor sampling_locations, Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
+      "Tensor sampling_locations, Tensor attention_weights, bool deterministic) -> "
+      "(Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mask2former, CPU, m) {

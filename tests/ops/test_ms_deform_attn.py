@@ -244,7 +244,7 @@ def test_the_operator_itself_checks_what_it_relies_on(change, message):
     grad = torch.zeros(2, 7, 24, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=message):
         torch.ops.mask2former.ms_deform_attn_backward(
-            grad, *change(value, flat, locations, weights)
+            grad, *change(value, flat, locations, weights), False
         )
 
 
@@ -272,7 +272,7 @@ def test_registration(dtype):
     torch.library.opcheck(forward, (inputs[0], flat, *inputs[1:]))
     grad, (value, *samples) = torch.randn(2, 7, 24).to(dtype), (t.detach() for t in inputs)
     backward = torch.ops.mask2former.ms_deform_attn_backward.default
-    torch.library.opcheck(backward, (grad, value, flat, *samples))
+    torch.library.opcheck(backward, (grad, value, flat, *samples, False))
 
 
 class OneLevel(torch.nn.Module):
@@ -338,3 +338,41 @@ def test_cuda_gives_the_same():
     expected = outputs_and_gradients(ms_deform_attn, inputs, SHAPES, grad)
     actual = outputs_and_gradients(ms_deform_attn, [t.cuda() for t in inputs], SHAPES, grad.cuda())
     torch.testing.assert_close([t.cpu() for t in actual], expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels", [5, 8, 32])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_cuda_against_the_reference(dtype, channels):
+    """Vectors of channels and single ones; rows of a power of two lanes and of others."""
+    assert mask2former_ops.backend("cuda").name == "compiled"
+    inputs = [t.cuda() for t in make_inputs(dtype=dtype, channels=channels)]
+    grad = torch.randn(2, 7, inputs[0].shape[2] * channels, device="cuda").to(dtype)
+    exact = outputs_and_gradients(
+        ms_deform_attn_reference, [t.double() for t in inputs], SHAPES, grad.double()
+    )
+    actual = outputs_and_gradients(ms_deform_attn, inputs, SHAPES, grad)
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-5}.get(dtype, 2e-2)
+    for ours, true in zip(actual, exact):
+        assert (ours.double() - true).abs().max() <= tolerance * true.abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cuda_is_deterministic_if_asked(dtype):
+    """Thousands of samples on few pixels, in whatever order: the same bits, and the right ones."""
+    inputs = [t.cuda() for t in make_inputs(dtype=dtype, channels=32, queries=2000)]
+    grad = torch.randn(2, 2000, inputs[0].shape[2] * 32, device="cuda").to(dtype)
+    exact = outputs_and_gradients(
+        ms_deform_attn_reference, [t.double() for t in inputs], SHAPES, grad.double()
+    )
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = [outputs_and_gradients(ms_deform_attn, inputs, SHAPES, grad) for _ in range(3)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0]))
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for ours, true in zip(runs[0], exact):
+        assert (ours.double() - true).abs().max() <= tolerance * true.abs().max()

@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "../sizes.h"
+
 #if defined(__GNUC__) || defined(__clang__)
 #define MSDA_INLINE inline __attribute__((always_inline))
 #define MSDA_RESTRICT __restrict__
@@ -33,12 +35,6 @@
 
 namespace msda {
 
-struct Sizes {
-  int64_t B, S, M, D, Q, L, P;
-  int64_t samples() const { return L * P; }
-};
-
-constexpr int64_t kMaxSamples = 1024;  // of a row
 // Length of an array of samples. Not a power of two, or the elements that belong to one sample would
 // all compete for the same lines of the cache.
 constexpr int64_t kCapacity = kMaxSamples + 16;
