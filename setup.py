@@ -12,9 +12,11 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
-if nvcc := shutil.which("nvcc"):
-    # PyTorch takes the folder above a link to nvcc for the toolkit's.
-    os.environ.setdefault("CUDA_HOME", str(Path(nvcc).resolve().parents[1]))
+# PyTorch takes the folder above nvcc for the toolkit's, which it is not if that is a link or a script.
+nvcc = Path(shutil.which("nvcc") or "/nowhere/bin/nvcc")
+for toolkit in (nvcc.parents[1], nvcc.resolve().parents[1], Path("/usr/local/cuda")):
+    if (toolkit / "include" / "cuda_runtime.h").exists():
+        os.environ.setdefault("CUDA_HOME", str(toolkit))
 try:
     from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ImportError as error:

@@ -43,15 +43,18 @@ struct FloatSums {
   template <int V>
   __device__ __forceinline__ void add(int64_t index, const Vector<A, V>& grad) const {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    if constexpr (sizeof(A) == 4 && V % 4 == 0) {
-      for (int c = 0; c < V; c += 4) {
+    constexpr int kAtOnce = sizeof(A) == 4 && V % 4 == 0 ? 4 : 1;
+#else
+    constexpr int kAtOnce = 1;
+#endif
+    for (int c = 0; c < V; c += kAtOnce) {
+      if constexpr (kAtOnce == 4) {
         atomicAdd(reinterpret_cast<float4*>(sums + index + c),
                   make_float4(grad.at[c], grad.at[c + 1], grad.at[c + 2], grad.at[c + 3]));
+      } else {
+        atomicAdd(sums + index + c, grad.at[c]);
       }
-      return;
     }
-#endif
-    for (int c = 0; c < V; ++c) atomicAdd(sums + index + c, grad.at[c]);
   }
 };
 
