@@ -12,7 +12,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
-# PyTorch takes the folder above nvcc for the toolkit's, which it is not if that is a link or a script.
+# PyTorch takes the folder above nvcc for the toolkit, which is wrong if nvcc is a link or a script.
 nvcc = Path(shutil.which("nvcc") or "/nowhere/bin/nvcc")
 for toolkit in (nvcc.parents[1], nvcc.resolve().parents[1], Path("/usr/local/cuda")):
     if (toolkit / "include" / "cuda_runtime.h").exists():
