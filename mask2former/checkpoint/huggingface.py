@@ -192,7 +192,7 @@ def from_huggingface(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name.startswith(f"{_BACKBONE}._backbone."):
             timm[name.removeprefix(f"{_BACKBONE}._backbone.")] = tensor
             continue
-        name = _file_name(name)
+        name = name_in_files(name)
         unused_count = name.endswith(".num_batches_tracked") and not tensor
         if not (unused_count or _THEIRS_DROPPED.match(name)):
             remaining[name] = tensor
@@ -207,7 +207,8 @@ def from_huggingface(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def _file_name(name: str) -> str:
+def name_in_files(name: str) -> str:
+    """What files call the parameter that today's transformers call ``name`` in memory."""
     if name.startswith(f"{_BACKBONE}."):
         for pattern, replacement in _IN_MEMORY:
             name = re.sub(pattern, replacement, name)
