@@ -36,6 +36,8 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     cfg.TEST.IMS_PER_BATCH = 1
     # Boundary PQ, AP and IoU too.
     cfg.TEST.BOUNDARY = False
+    # What inference computes in: float32; bfloat16 or float16, which are faster and not the same.
+    cfg.TEST.PRECISION = "float32"
 
     # --- solver -----------------------------------------------------------------------------
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # or SGD

@@ -4,6 +4,7 @@ Shapes: B pictures; (H, W) the padded batch; (h, w) a picture before padding; Q 
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,10 +16,17 @@ from detectron2.utils.memory import retry_if_cuda_oom
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import ConfigError
 from .criterion import SetCriterion
 from .matcher import HungarianMatcher
 from .postprocessing import instance_inference, panoptic_inference, semantic_inference
 from .row_maps import RowMaps
+
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @META_ARCH_REGISTRY.register()
@@ -43,9 +51,11 @@ class MaskFormer(nn.Module):
         object_mask_threshold: float,
         overlap_threshold: float,
         test_topk_per_image: int,
+        test_precision: str = "float32",
     ) -> None:
         """
         Args:
+            test_precision: what inference computes in: float32, bfloat16 or float16.
             pixel_mean, pixel_std: per channel, in the units of the input pictures.
             size_divisibility: pictures are padded to a multiple of this; negative: what the
                 backbone asks for.
@@ -73,6 +83,11 @@ class MaskFormer(nn.Module):
         self.object_mask_threshold = object_mask_threshold
         self.overlap_threshold = overlap_threshold
         self.test_topk_per_image = test_topk_per_image
+        if test_precision not in PRECISIONS:
+            raise ConfigError(
+                f"TEST.PRECISION is {test_precision!r}; it must be one of {list(PRECISIONS)}"
+            )
+        self.test_precision = PRECISIONS[test_precision]
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -95,6 +110,7 @@ class MaskFormer(nn.Module):
             "object_mask_threshold": test.OBJECT_MASK_THRESHOLD,
             "overlap_threshold": test.OVERLAP_THRESHOLD,
             "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "test_precision": cfg.TEST.PRECISION,
         }
 
     @property
@@ -128,10 +144,11 @@ class MaskFormer(nn.Module):
         batch = images.tensor
         if self.device.type == "cpu":  # where convolutions are faster so
             batch = batch.contiguous(memory_format=torch.channels_last)
-        outputs = self.sem_seg_head(self.backbone(batch))
-
         if self.training:
+            outputs = self.sem_seg_head(self.backbone(batch))
             return self.criterion(outputs, self.prepare_targets(batched_inputs, images))
+        with self.autocast():
+            outputs = self.sem_seg_head(self.backbone(batch))
 
         padded_size = images.tensor.shape[-2:]
         # Full-size masks of a large picture may not fit on a GPU; then the CPU makes them.
@@ -152,6 +169,12 @@ class MaskFormer(nn.Module):
                 strict=True,
             )
         ]
+
+    def autocast(self) -> AbstractContextManager:
+        """What inference runs in: nothing, or the autocast of ``TEST.PRECISION``."""
+        if self.test_precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.test_precision)
 
     def prepare_targets(
         self, batched_inputs: Sequence[Mapping[str, Any]], images: ImageList

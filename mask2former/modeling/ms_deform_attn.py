@@ -68,7 +68,8 @@ class MSDeformAttn(nn.Module):
         """
         batch, num_queries, _ = query.shape
         grid = (batch, num_queries, self.n_heads, self.n_levels, self.n_points)
-        offsets = self.sampling_offsets(query).view(*grid, 2)  # in pixels of the level
+        with torch.autocast(query.device.type, enabled=False):  # places need the precision
+            offsets = self.sampling_offsets(query.float()).view(*grid, 2)  # in pixels of the level
         weights = self.attention_weights(query).view(*grid[:3], -1)
         weights = F.softmax(weights, dim=-1).view(grid)
         widths_heights = query.new_tensor([(w, h) for h, w in spatial_shapes], dtype=torch.float32)

@@ -43,9 +43,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
         mask_dim: int,
         norm: str,
         common_stride: int,
+        low_precision: bool = False,
     ) -> None:
         """
         Args:
+            low_precision: follow autocast in inference; otherwise float32 always.
             input_shape: channels and stride of each backbone feature, by name.
             transformer_in_features: the features that the deformable encoder sees.
             conv_dim: channels inside; a multiple of 32 and of ``transformer_nheads``.
@@ -54,6 +56,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             common_stride: stride of the mask features.
         """
         super().__init__()
+        self.low_precision = low_precision
         fine_to_coarse = sorted(input_shape, key=lambda name: input_shape[name].stride)
         encoded = [name for name in fine_to_coarse if name in set(transformer_in_features)]
         if len(encoded) != len(set(transformer_in_features)) or not encoded:
@@ -115,6 +118,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             "mask_dim": head.MASK_DIM,
             "norm": head.NORM,
             "common_stride": head.COMMON_STRIDE,
+            "low_precision": cfg.TEST.PRECISION != "float32",
         }
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -126,6 +130,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
             mask features (B, mask_dim, H / common_stride, W / common_stride), and the
             ``NUM_FEATURE_LEVELS`` coarsest memories, coarse to fine, each (B, C, h, w).
         """
+        if self.low_precision and not self.training:
+            return self._forward(features)
         # As published, float32 under autocast too: sampling locations need the precision.
         device_type = next(iter(features.values())).device.type
         if torch.is_autocast_enabled(device_type):

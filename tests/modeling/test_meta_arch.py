@@ -5,6 +5,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 
+from mask2former.errors import ConfigError
 from mask2former.modeling.transformer_decoder import attention_mask
 
 
@@ -136,4 +137,26 @@ def test_resizing_mask_features_equals_resizing_mask_logits():
 def test_settings_the_model_does_not_know_are_refused(tiny_cfg, key, value):
     tiny_cfg.merge_from_list([f"MODEL.{key}", value])
     with pytest.raises(ValueError, match=f"MODEL.{key}"):
+        build_model(tiny_cfg)
+
+
+def test_precision_of_inference(tiny_cfg):
+    """bfloat16 has 8 bits: near float32, and not the same. Training knows nothing of it."""
+    records = [with_objects(picture(64, 96), [0, 1])]
+    results, losses = {}, {}
+    for precision in ("float32", "bfloat16"):
+        tiny_cfg.TEST.PRECISION = precision
+        torch.manual_seed(0)
+        model = build_model(tiny_cfg)
+        torch.manual_seed(1)
+        losses[precision] = model(records)
+        with torch.no_grad():
+            results[precision] = model.eval()(records)[0]["sem_seg"]
+    exact, coarse = results["float32"], results["bfloat16"]
+    assert coarse.dtype == torch.float32
+    difference = (coarse - exact).abs().max() / exact.abs().max()
+    assert 1e-5 < difference < 0.1
+    assert losses["float32"] == losses["bfloat16"]
+    tiny_cfg.TEST.PRECISION = "bf16"
+    with pytest.raises(ConfigError, match="TEST.PRECISION is 'bf16'; it must be one of"):
         build_model(tiny_cfg)
