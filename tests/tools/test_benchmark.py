@@ -90,3 +90,28 @@ def test_loading(benchmark, sample_root, polygons, mapper):
         assert different == 0
     else:  # cropping polygons turns them around, and pycocotools rounds along their direction
         assert different < 1e-2 * area
+
+
+def test_inference(benchmark, sample_root):
+    config = TOOL.parents[1] / "configs" / "quickstart.yaml"
+    catalog = sample_root / "catalog.yaml"
+    output = benchmark(
+        *("inference", "--config-file", config, "--size", 64, 96, "--repeats", 1),
+        *("--no-huggingface", "MODEL.DEVICE", "cpu", "DATASETS.CATALOG", catalog),
+    )
+    parts = dict(re.findall(r"^(\S.*?)  +(\d+)$", output, re.MULTILINE))
+    assert {"backbone", "pixel decoder", "transformer decoder", "total"} <= set(parts)
+    assert 0 < float(re.search(r"share of the roofline (\d\.\d\d)", output)[1]) <= 1.2
+
+
+def test_postprocessing(benchmark):
+    """The published order of work, written out plainly, gives the same."""
+    output = benchmark("postprocessing", "--size", 96, 128, "--repeats", 1)
+    segments, plain, pixels, masks, scores, semantic = re.search(
+        r"(\d+) and (\d+) segments, the same at (\S+) of .*the same at (\S+), scores within (\S+); "
+        r"semantic scores within (\S+)",
+        output,
+    ).groups()
+    assert int(segments) == int(plain) > 3
+    assert float(pixels) > 0.999 and float(masks) > 0.999
+    assert float(scores) < 1e-5 and float(semantic) < 1e-5
