@@ -69,11 +69,21 @@ class MSDeformAttn(nn.Module):
         batch, num_queries, _ = query.shape
         grid = (batch, num_queries, self.n_heads, self.n_levels, self.n_points)
         with torch.autocast(query.device.type, enabled=False):  # places need the precision
-            offsets = self.sampling_offsets(query.float()).view(*grid, 2)  # in pixels of the level
+            offsets = self._offsets(query.float(), spatial_shapes).view(*grid, 2)
+        locations = reference_points[:, None, None, None] + offsets
         weights = self.attention_weights(query).view(*grid[:3], -1)
         weights = F.softmax(weights, dim=-1).view(grid)
-        widths_heights = query.new_tensor([(w, h) for h, w in spatial_shapes], dtype=torch.float32)
-        locations = reference_points[:, None, None, None] + offsets / widths_heights[:, None]
         value = self.value_proj(value).unflatten(-1, (self.n_heads, -1))  # (B, S, M, C / M)
         sampled = mask2former_ops.ms_deform_attn(value, spatial_shapes, locations, weights)
         return self.output_proj(sampled)
+
+    def _offsets(self, query: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> Tensor:
+        """(B, Q, C) -> (B, Q, M * L * P * 2), from the reference point, in [0, 1] of the picture.
+
+        The projection makes pixels of the level. It is divided by the level's size, not its result,
+        which is a hundred times larger.
+        """
+        pixel = query.new_tensor([(1 / w, 1 / h) for h, w in spatial_shapes])  # (L, 2)
+        scale = pixel[:, None].expand(self.n_heads, -1, self.n_points, -1).flatten()
+        projection = self.sampling_offsets
+        return F.linear(query, projection.weight * scale[:, None], projection.bias * scale)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 # Elements of a band. On a CPU it stays in the cache; on a GPU it is large enough to be busy with.
 BAND_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
+LEAST_ROWS = 32  # of a band: matrix products need some width
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class RowMaps:
         """All rows: which, and the (n, rows, width) maps there."""
         height, width = self.size
         elements = BAND_ELEMENTS.get(self.device.type, BAND_ELEMENTS["cuda"])
-        step = max(8, elements // max(1, self.count * width))
+        step = max(LEAST_ROWS, elements // max(1, self.count * width))
         for start in range(0, height, step):
             stop = min(start + step, height)
             yield slice(start, stop), self.rows(start, stop)

@@ -11,8 +11,9 @@ from mask2former.modeling.row_maps import RowMaps
 
 @pytest.fixture
 def thin_bands(monkeypatch):
-    """Bands of eight rows, the least there are."""
+    """Bands of eight rows."""
     monkeypatch.setitem(row_maps.BAND_ELEMENTS, "cpu", 1)
+    monkeypatch.setattr(row_maps, "LEAST_ROWS", 8)
 
 
 def interpolate(maps, size):
@@ -58,6 +59,7 @@ def test_bands_change_nothing(monkeypatch):
 
     def segment(elements):
         monkeypatch.setitem(row_maps.BAND_ELEMENTS, "cpu", elements)
+        monkeypatch.setattr(row_maps, "LEAST_ROWS", 8)
 
         def resize(logits):
             return RowMaps.of(logits).resize((70, 80))
