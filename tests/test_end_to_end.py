@@ -104,7 +104,7 @@ def test_train_evaluate_and_segment(run, config_file, sample_root, tmp_path):
     assert Image.open(demo / "panoptic" / "palette.png").size == size
     assert Image.open(demo / "semantic" / "palette.png").size == size
     images = json.loads((demo / "images.json").read_text())
-    assert [image["file_name"] for image in images] == ["palette", source.stem]
+    assert [image["file_name"] for image in images] == ["palette.png", source.name]
     annotations = json.loads((demo / "panoptic.json").read_text())["annotations"]
     assert [a["file_name"] for a in annotations] == ["palette.png", source.stem + ".png"]
     assert json.loads((demo / "instances.json").read_text())

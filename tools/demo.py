@@ -52,7 +52,7 @@ def main() -> int:
             failures.append(str(error))
             continue
         prediction = keep_confident(predictor(image), args.confidence_threshold)
-        writer.add(name, prediction)
+        writer.add(name, path.name, prediction)
         shown = displayable(image, predictor.image_format)
         drawing = draw_prediction(shown, prediction, predictor.metadata)
         Image.fromarray(drawing).save(args.output / f"{name}.png")

@@ -42,19 +42,26 @@ class ResultWriter:
         self.folder = folder
         self.thing_ids = _inverse(metadata.get("thing_dataset_id_to_contiguous_id"))
         self.all_ids = _inverse(metadata.get("stuff_dataset_id_to_contiguous_id")) | self.thing_ids
+        names = metadata.get("stuff_classes") or metadata.get("thing_classes") or []
+        things = self.thing_ids or dict.fromkeys(range(len(names)))
+        self.categories = [
+            {"id": self.all_ids.get(i, i), "name": name, "isthing": int(i in things)}
+            for i, name in enumerate(names)
+        ]
         self.images: list[dict[str, Any]] = []
         self.instances: list[dict[str, Any]] | None = None
         self.panoptic: list[dict[str, Any]] = []
 
-    def add(self, name: str, prediction: Mapping[str, Any]) -> None:
+    def add(self, name: str, file_name: str, prediction: Mapping[str, Any]) -> None:
         """Write the label maps of one picture now, its records on :meth:`close`.
 
         Args:
             name: unique among the pictures; the PNG files are called so.
+            file_name: the picture's own.
             prediction: the model's output.
         """
         image_id = len(self.images) + 1
-        self.images.append({"id": image_id, "file_name": name})
+        self.images.append({"id": image_id, "file_name": file_name})
         if "instances" in prediction:
             self.instances = self.instances or []
             for result in instances_to_coco_json(prediction["instances"].to("cpu"), image_id):
@@ -88,7 +95,11 @@ class ResultWriter:
         """Write the JSON files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.panoptic:
-            content = {"images": self.images, "annotations": self.panoptic}
+            content = {
+                "images": self.images,
+                "annotations": self.panoptic,
+                "categories": self.categories,
+            }
             (self.folder / "panoptic.json").write_text(json.dumps(content))
         if self.instances is not None:  # an empty list is a result too: nothing was found
             (self.folder / "instances.json").write_text(json.dumps(self.instances))

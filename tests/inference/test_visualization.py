@@ -74,14 +74,20 @@ def test_keep_confident(prediction):
 def test_results_carry_the_category_ids_of_the_data_set(prediction, metadata, tmp_path):
     writer = ResultWriter(tmp_path, metadata)
     prediction["instances"].pred_boxes = Boxes(torch.tensor([[0, 0, 30, 40], [30, 0, 60, 40.0]]))
-    writer.add("a", prediction)
+    writer.add("a", "a.jpg", prediction)
     writer.close()
     things = metadata.thing_dataset_id_to_contiguous_id
     results = json.loads((tmp_path / "instances.json").read_text())
     assert [things[r["category_id"]] for r in results] == [0, 1]
     assert results[1]["bbox"] == [30, 0, 30, 40]
-    (annotation,) = json.loads((tmp_path / "panoptic.json").read_text())["annotations"]
+    panoptic = json.loads((tmp_path / "panoptic.json").read_text())
+    (annotation,) = panoptic["annotations"]
+    assert panoptic["images"] == [{"id": 1, "file_name": "a.jpg"}]
     contiguous = metadata.stuff_dataset_id_to_contiguous_id
+    categories = {c["id"]: (c["name"], c["isthing"]) for c in panoptic["categories"]}
+    assert set(categories) == set(contiguous)
+    names = [categories[s["category_id"]] for s in annotation["segments_info"]]
+    assert names == [("person", 1), ("sky", 0)]
     assert [contiguous[s["category_id"]] for s in annotation["segments_info"]] == [0, 4]
 
 
@@ -96,7 +102,7 @@ def test_contact_sheet():
 
 
 def test_one_class_is_not_drawn_everywhere(tmp_path, metadata):
-    ResultWriter(tmp_path, metadata).add("a", {"sem_seg": torch.tensor([[[0.7, 0.3]]])})
+    ResultWriter(tmp_path, metadata).add("a", "a.jpg", {"sem_seg": torch.tensor([[[0.7, 0.3]]])})
     assert np.asarray(Image.open(tmp_path / "semantic/a.png")).tolist() == [[0, 1]]
 
 
