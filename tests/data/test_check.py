@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pycocotools.mask
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from mask2former.data.build import load_records
 from mask2former.data.catalog import register_dataset
 from mask2former.data.check import check_dataset, record_findings
-from mask2former.data.check.sheet import annotation_sheet
+from mask2former.data.check.report import load_mended
+from mask2former.data.check.sheet import annotation_sheet, draw_annotations
 from mask2former.data.panoptic_png import id2rgb, rgb2id
+from mask2former.errors import DatasetError
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (40, 60)
@@ -95,14 +98,14 @@ EXPECTED = {
     r"crowds \(3\) and is left out of training",
     "empty": r"WARNING empty picture \(1\)\n  \S+/6.jpg \(image id 6\): the picture has no "
     r"annotation and is left out of training",
-    "ignore = class": r"ERROR ignore value is a class \(1\)\n  data set \S+ \(MODEL.SEM_SEG_HEAD."
-    r"IGNORE_VALUE 1\): 1 is also the number of class 'bolt'.*choose a value that no class has",
+    "ignore = class": r"WARNING ignore value is a class \(1\)\n  data set \S+ \(MODEL.SEM_SEG_HEAD."
+    r"IGNORE_VALUE 1\): 1 is also the number of class 'bolt'.*no label maps; choose a value that",
     "300 objects": r"WARNING more objects than queries \(1\)\n  \S+/7.jpg \(image id 7\): 303 "
     r"objects, .*raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES above 303",
     "300 detections": r"WARNING more objects than detections \(1\)\n  \S+/7.jpg \(image id 7\): 303"
     r" objects, but at most 50 .*raise TEST.DETECTIONS_PER_IMAGE to 303",
-    "RLE of another size": r"ERROR RLE of another size \(1\)\n  \S+/8.jpg \(image id 8, annotation "
-    r"number 1\): the RLE is 20 x 10 pixels, the picture 60 x 40; encode the mask again",
+    "RLE of another size": r"ERROR RLE of another size \(1\)\n  \S+instances.json \(image id 8, "
+    r"annotation id 24\): the RLE is 20 x 10 pixels, the picture 60 x 40; encode the mask again",
 }
 
 
@@ -114,9 +117,9 @@ def test_ten_planted_faults(instances_cfg, tmp_path):
     text = report.text(limit=None)
     for fault, pattern in EXPECTED.items():
         assert re.search(pattern, text), fault
-    assert len([f for f in report.findings if f.severity == "error"]) == 7
+    assert len([f for f in report.findings if f.severity == "error"]) == 6
     assert {f.kind for f in report.findings if f.severity == "warning"} == {
-        *("only crowds", "empty picture"),
+        *("only crowds", "empty picture", "ignore value is a class"),
         *("more objects than queries", "more objects than detections"),
     }
 
@@ -128,22 +131,112 @@ def test_nothing_to_complain_about(instances_cfg, tmp_path):
     assert "3.0 on average, 3 at most" in report.text() and "nothing to" in report.text()
 
 
+def no_key(key):
+    return {key: REMOVED}
+
+
+REMOVED = object()
+HALF = {"size": list(SIZE), "counts": [100, 50]}
+
+
 @pytest.mark.parametrize(
-    "changes, kind, message",
+    "changes, severity, kind, message",
     [
-        ({"image_id": 99}, "unknown image", "its image is not among the images"),
-        ({"bbox": [50, 5, 30, 10]}, "box", "leaves the picture of 60 x 40 pixels"),
-        ({"bbox": [5, 5, 0, 10]}, "box", "has no area"),
-        ({"segmentation": [[1, 2, 3, 4]]}, "polygon of fewer", "draw it again"),
+        ({"image_id": 99}, "error", "unknown image", "its image is not among the images"),
+        ({"bbox": [50, 5, 30, 10]}, "warning", "box", "leaves the picture of 60 x 40 pixels"),
+        ({"bbox": [5, 5, 0, 10]}, "warning", "box", "has no area"),
+        ({"bbox": [5, 5, 8]}, "error", "malformed entry", "'bbox' is [5, 5, 8], and must be four"),
+        ({"bbox": [5, 5, float("nan"), 8]}, "error", "malformed entry", "must be four numbers"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "error", "polygon of fewer than 3", "draw it again"),
+        ({"segmentation": []}, "error", "object without mask", "neither learnt nor found"),
+        (no_key("segmentation"), "error", "object without mask", "neither learnt nor found"),
+        ({"segmentation": ["x"]}, "error", "malformed entry", "must be polygons"),
+        ({"segmentation": HALF}, "error", "damaged RLE", "cover 150 pixels, the picture has 2400"),
+        ({"segmentation": HALF | {"counts": "a~\x7f"}}, "error", "damaged RLE", "are no RLE"),
+        ({"segmentation": [[9, 9] * 3]}, "warning", "empty mask", "has no pixel"),
+        ({"area": 8000}, "warning", "wrong area", "'area' is 8000, and its mask has 80 pixels"),
+        (no_key("area"), "warning", "no area", "the mask has 80 pixels: add that"),
+        ({"area": "80"}, "warning", "no area", "no 'area' that is a number"),
+        ({"iscrowd": 2}, "error", "malformed entry", "'iscrowd' is 2, and must be 0 or 1"),
+        ({"ignore": 1}, "error", "malformed entry", "mark crowds by iscrowd"),
+        (no_key("id"), "error", "malformed entry", "there is no 'id'; add it: a number or a text"),
+        ({"category_id": None}, "error", "malformed entry", "'category_id' is None"),
     ],
 )
-def test_annotations(instances_cfg, tmp_path, changes, kind, message):
+def test_annotations(instances_cfg, tmp_path, changes, severity, kind, message):
     def plant(content, folder):
-        content["annotations"][4] |= changes
+        item = content["annotations"][4] | changes
+        content["annotations"][4] = {k: v for k, v in item.items() if v is not REMOVED}
 
     name = write_instances(tmp_path, f"annotations_{tmp_path.name}", plant=plant)
-    (finding,) = check_dataset(name, instances_cfg).findings
+    report = check_dataset(name, instances_cfg)
+    (finding,) = report.findings
     assert finding.kind.startswith(kind) and message in finding.message
+    assert finding.severity == severity and finding.file.endswith("instances.json")
+    where = "annotations, entry 5" if kind == "malformed entry" else "annotation id 4"
+    assert where in finding.id and len(report.records) == PICTURES
+
+
+def test_area_is_needed_for_evaluation(instances_cfg, tmp_path):
+    name = write_instances(
+        tmp_path, "no_area", plant=lambda content, _: content["annotations"][4].pop("area")
+    )
+    instances_cfg.DATASETS.TEST = (name,)
+    (finding,) = check_dataset(name, instances_cfg).findings
+    assert (finding.severity, finding.kind) == ("error", "no area")
+
+
+@pytest.mark.parametrize(
+    "key, changes, id_, message",
+    [
+        ("images", {"height": None}, "images, entry 3, id 2", "'height' is None, and must be a wh"),
+        ("images", {"id": "two"}, "images, id 'two'", "a text, those of others are numbers"),
+        ("images", {"file_name": 7}, "images, entry 3, id 2", "must be a text"),
+        ("images", None, "images, entry 3", "None is no entry of keys and values"),
+    ],
+)
+def test_images(instances_cfg, tmp_path, key, changes, id_, message):
+    """A malformed one, and each of its annotations, which belong to none."""
+
+    def plant(content, folder):
+        content[key][2] = changes and content[key][2] | changes
+
+    name = write_instances(tmp_path, f"images_{tmp_path.name}", plant=plant)
+    report = check_dataset(name, instances_cfg)
+    first, *rest = report.findings
+    assert first.kind == "malformed entry" and first.id == id_ and message in first.message
+    assert [f.kind for f in rest] == ["unknown image"] * 3 and len(report.records) == 8
+
+
+def test_a_loader_that_fails(instances_cfg, tmp_path):
+    def load():
+        raise RuntimeError("no network")
+
+    DatasetCatalog.register("fails", load)
+    MetadataCatalog.get("fails").set(thing_classes=["a", "b", "c"])
+    report = check_dataset("fails", instances_cfg)
+    assert [f.kind for f in report.findings] == ["cannot be loaded", "number of classes"]
+    assert "RuntimeError: no network" in report.findings[0].message and not report.ok
+    name = write_instances(tmp_path, "no_images", plant=lambda content, _: content.pop("images"))
+    (finding,) = check_dataset(name, instances_cfg).findings
+    assert finding.kind == "unreadable json" and "no list of 'images'" in finding.message
+
+
+def test_training_is_not_refused_for_what_does_no_harm(instances_cfg, tmp_path):
+    """A class that no object has, and an ignore value that nothing uses."""
+
+    def plant(content, folder):
+        content["categories"].append({"id": 12, "name": "screw"})
+
+    name = write_instances(tmp_path, "harmless", plant=plant)
+    instances_cfg.DATASETS.TRAIN = (name,)
+    instances_cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 1
+    assert len(load_records(instances_cfg, [name], training=True)) == PICTURES
+    found = record_findings([name], DatasetCatalog.get(name), instances_cfg)
+    assert [(f.severity, f.kind) for f in found] == [
+        ("warning", "number of classes"),
+        ("warning", "ignore value is a class"),
+    ]
 
 
 def test_classes_and_channels(instances_cfg, tmp_path):
@@ -194,7 +287,10 @@ def test_panoptic_png_and_json(sample_cfg, sample_root, tmp_path):
         # of the picture that lost a row, too
         sum("image id 4" in f.id for f in report.findings if f.kind == "segment of another area")
     )
-    assert f"image id {three}, segment id" in str(found)
+    unknown = third["segments_info"][1]["id"]
+    assert [kind for kind, id_ in found if id_ == f"image id {three}, segment id {unknown}"] == [
+        "unknown category"
+    ]
     assert {"unknown category", "label map of another size"} <= set(kinds)
 
 
@@ -215,16 +311,34 @@ def test_semantic_label_maps(tiny_cfg, tmp_path):
     assert value.kind == "value that is no class" and value.id == "image id a, value 7"
     assert "60 pixels" in value.message and missing.kind == "class without an object"
     assert [row[3] for row in report.classes] == [27 * 60, 600, 0]
+    # The data set's own value counts; where it has none, that of the config does.
+    tiny_cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE = 2
+    records = DatasetCatalog.get("rooms")
+    (unused,) = record_findings(["rooms"], records, tiny_cfg)
+    assert unused.severity == "warning" and "the data set's own 255 counts" in unused.message
+    MetadataCatalog.get("rooms_of_detectron2").set(stuff_classes=classes)
+    (used,) = record_findings(["rooms_of_detectron2"], records, tiny_cfg)
+    assert used.severity == "error" and "'ceiling'" in used.message
+    tiny_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
+    with pytest.raises(DatasetError, match="the data set has 3 classes; set NUM_CLASSES to 3"):
+        load_records(tiny_cfg, ["rooms"], training=True)
 
 
 def test_sheet_shows_the_annotations(instances_cfg, tmp_path):
-    name = write_instances(tmp_path, "drawn")
-    sheet = annotation_sheet(name, DatasetCatalog.get(name), image_format="RGB", count=4)
-    assert sheet.shape[2] == 3 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 100
-    half = sheet.shape[1] // 4
-    pictures, drawn = sheet[30:440, :half], sheet[30:440, half : 2 * half]
-    width = min(pictures.shape[1], drawn.shape[1])
-    assert np.abs(pictures[:, :width].astype(int) - drawn[:, :width]).mean() > 3
+    name = write_instances(tmp_path, "drawn", plant=plant_ten)
+    records = [r for r in load_mended(name) if not r["file_name"].endswith(("1.jpg", "2.jpg"))]
+    drawn = {r["image_id"]: draw_annotations(r, name, "RGB") for r in records}
+    # Everything but the empty picture; also what is left of the one with the RLE of another size.
+    for id_, (picture, annotated) in drawn.items():
+        height = min(len(picture), len(annotated))  # matplotlib rounds the other way
+        assert height >= 426
+        difference = np.abs(picture[:height].astype(int) - annotated[:height]).mean()
+        assert (difference > 3) == (id_ != 6)
+    sheets = [annotation_sheet(name, records[i:], image_format="RGB", count=4) for i in (0, 3)]
+    assert all(sheet.shape == (2 * 426 + 30, 4 * 426 + 6, 3) for sheet in sheets)
+    assert (sheets[0] != sheets[1]).mean() > 0.2
+    missing = [{"file_name": "nowhere.jpg", "annotations": []}]
+    assert annotation_sheet(name, missing, image_format="RGB", count=4) is None
 
 
 def test_the_cheap_form_opens_no_file(instances_cfg, tmp_path, monkeypatch):
@@ -255,3 +369,21 @@ def test_tool(instances_cfg, tmp_path, monkeypatch, capsys, plant, status):
     assert bool(findings) == bool(status)
     assert f"{6 if status else 0} errors" in capsys.readouterr().out
     assert Image.open(output / f"{name}.png").width > 1000
+
+
+@pytest.mark.parametrize("name", ["sample_train", "sample_val"])
+def test_the_sample_data_set_has_no_error(sample_cfg, name):
+    report = check_dataset(name, sample_cfg)
+    assert report.ok and len(report.records) == (6 if name == "sample_train" else 4)
+    assert sum(row[3] for row in report.classes) > 0.9 * sum(
+        record["height"] * record["width"] for record in report.records
+    )
+
+
+def test_tool_with_a_name_that_is_not_registered(instances_cfg, tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.yaml").write_text(instances_cfg.dump())
+    arguments = [str(tmp_path / "config.yaml"), "--dataset", "nowhere", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["check_dataset.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "tools" / "check_dataset.py"), run_name="__main__")
+    assert stop.value.code == 2 and "nowhere" in capsys.readouterr().err

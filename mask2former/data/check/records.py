@@ -1,7 +1,7 @@
 """What records tell without opening a file.
 
-The cheap form looks at files' names, classes and numbers of objects, and runs before every training
-and evaluation; the thorough one looks at every box and mask, too.
+``record_findings`` looks at files' names, classes and numbers of objects, and runs before every
+training and evaluation; ``thorough_findings`` looks at every box and mask.
 """
 
 import os
@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..catalog import class_names
 from .findings import Finding, annotation_id, record_id
+from .masks import box_fault, mask_fault
 
 Record = Mapping[str, Any]
 
@@ -26,8 +26,6 @@ FILE_KEYS = {
     "pan_seg_file_name": "panoptic PNG",
     "sem_seg_file_name": "label map",
 }
-# Boxes and polygons may leave the picture by this much: annotation tools round.
-TOLERANCE = 1.0  # pixel
 
 
 @dataclass(frozen=True)
@@ -53,59 +51,76 @@ class Limits:
         )
 
 
-def record_findings(
-    names: Sequence[str], records: Sequence[Record], cfg: CfgNode, *, thorough: bool = False
-) -> list[Finding]:
+def record_findings(names: Sequence[str], records: Sequence[Record], cfg: CfgNode) -> list[Finding]:
     """Check registered data sets and their records; opens no file.
 
     Args:
         names: of the data sets.
         records: of all of them, in Detectron2's format.
-        thorough: look at boxes, masks and ids, too.
     """
     limits = Limits.from_config(cfg)
-    findings = [f for name in names for f in class_findings(name, cfg)]
+    label_maps = any("sem_seg_file_name" in record for record in records)
+    findings = [f for name in names for f in class_findings(name, cfg, label_maps=label_maps)]
     findings += missing_files(records)
-    if thorough and len(names) == 1:  # several data sets may count their pictures alike
-        findings += duplicate_images(records)
     for record in records:
         findings += class_range_findings(record, limits)
         findings += count_findings(record, objects_of(record, limits.mapper), limits)
-        if thorough:
-            findings += annotation_findings(record)
-            findings += segment_findings(record)
     return findings
 
 
-def class_findings(name: str, cfg: CfgNode) -> Iterator[Finding]:
-    """The number of classes and the ignore value, in the config and in the metadata."""
+def thorough_findings(records: Sequence[Record], *, annotations: bool) -> list[Finding]:
+    """What else the records of one data set tell: ids, boxes and masks.
+
+    Args:
+        annotations: look at annotations, too, and not only at segments.
+    """
+    findings = list(duplicate_images(records))
+    for record in records:
+        if annotations:
+            findings += annotation_findings(record)
+        findings += segment_findings(record)
+    return findings
+
+
+def class_findings(name: str, cfg: CfgNode, *, label_maps: bool) -> Iterator[Finding]:
+    """The number of classes and the ignore value, in the config and in the metadata.
+
+    Args:
+        label_maps: whether the records have any.
+    """
     metadata = MetadataCatalog.get(name)
     names, num_classes = class_names(name) or [], cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     where = f"data set {name}"
     if names and len(names) != num_classes:
-        # More outputs than classes only waste outputs; fewer have no row for the last classes.
+        # More outputs than classes only waste outputs. Fewer have no row for the last classes:
+        # records tell whether any object is of those, label maps do only when they are read.
+        fewer = len(names) > num_classes
         yield Finding(
-            "error" if len(names) > num_classes else "warning",
+            "error" if fewer and "semantic" in cfg.INPUT.DATASET_MAPPER_NAME else "warning",
             "number of classes",
             where,
             f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {num_classes}",
             f"the data set has {len(names)} classes; set NUM_CLASSES to {len(names)}",
         )
+    own = metadata.get("ignore_label")
     values = {
-        "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-        "ignore_label of the metadata": metadata.get("ignore_label"),
+        "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": (cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE, own is None),
+        "ignore_label of the metadata": (own, True),
     }
-    for key, value in values.items():
+    for key, (value, counts) in values.items():
         if value is None or not 0 <= value < (len(names) or num_classes):
             continue
         class_name = f" {names[value]!r}" if names else ""
+        counts = counts and label_maps
+        why = "there are no label maps" if not label_maps else f"the data set's own {own} counts"
         yield Finding(
-            "error",
+            "error" if counts else "warning",
             "ignore value is a class",
             where,
             f"{key} {value}",
-            f"{value} is also the number of class{class_name} (classes count from 0), which would "
-            "never be learnt; choose a value that no class has, such as 255",
+            f"{value} is also the number of class{class_name} (classes count from 0), which "
+            + ("would never be learnt" if counts else f"does no harm only as long as {why}")
+            + "; choose a value that no class has, such as 255",
         )
 
 
@@ -234,7 +249,7 @@ def annotation_findings(record: Record) -> Iterator[Finding]:
     if size[0] is None:
         return
     for index, annotation in enumerate(record.get("annotations", ())):
-        fault = _mask_fault(annotation.get("segmentation"), size)
+        fault = mask_fault(annotation.get("segmentation"), size)
         if fault:
             kind, message = fault
             yield Finding("error", kind, record["file_name"], annotation_id(record, index), message)
@@ -267,60 +282,3 @@ def segment_findings(record: Record) -> Iterator[Finding]:
 
 def _box_finding(record: Record, id_: str, fault: str) -> Finding:
     return Finding("warning", "box", record["file_name"], id_, fault)
-
-
-def box_fault(
-    box: Sequence[float] | None, mode: BoxMode | None, size: tuple[int, int]
-) -> str | None:
-    """What is wrong with a box in a picture of (height, width), and what to do, in words."""
-    if box is None or len(box) != 4 or mode not in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
-        return None
-    x0, y0, x1, y1 = box
-    if mode == BoxMode.XYWH_ABS:
-        x1, y1 = x0 + x1, y0 + y1
-    height, width = size
-    if not (x1 > x0 and y1 > y0):
-        return f"the box {_numbers(box)} has no area; correct it, or remove the annotation"
-    # Written so that NaN fails, too.
-    low, high = -TOLERANCE, TOLERANCE
-    if x0 >= low and y0 >= low and x1 <= width + high and y1 <= height + high:
-        return None
-    return (
-        f"the box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) leaves the picture of {width} x "
-        f"{height} pixels; correct the box, or check that the annotations belong to this picture"
-    )
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return f"[{', '.join(f'{value:g}' for value in values)}]"
-
-
-def _mask_fault(
-    segmentation: list | dict | np.ndarray | None, size: tuple[int, int]
-) -> tuple[str, str] | None:
-    """Kind and message of what is wrong with a mask, as far as its shape tells."""
-    if not isinstance(segmentation, list):
-        if segmentation is None:
-            return None
-        rle = isinstance(segmentation, dict)
-        height, width = segmentation["size"] if rle else segmentation.shape
-        if (height, width) == size:
-            return None
-        what = "RLE" if rle else "bitmap"
-        return f"{what} of another size", (
-            f"the {what} is {width} x {height} pixels, the picture {size[1]} x {size[0]}; encode "
-            "the mask again at the size of the picture (COCO writes [height, width])"
-        )
-    return polygon_fault(segmentation)
-
-
-def polygon_fault(polygons: list[list[float]]) -> tuple[str, str] | None:
-    bad = [p for p in polygons if len(p) < 6 or len(p) % 2]
-    if not bad:
-        return None
-    rest = len(polygons) - len(bad)
-    left = f"only the other {rest} of it count" if rest else "the object is left out of training"
-    return "polygon of fewer than 3 points", (
-        f"a polygon has {len(bad[0])} numbers, not an x and a y for each of 3 points or more: "
-        f"{left}; draw it again, or remove it"
-    )
