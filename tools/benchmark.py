@@ -4,11 +4,13 @@
     python tools/benchmark.py op                  # an 800 x 1216 picture, float32, batch 1
     python tools/benchmark.py op --size 1024 1024 --batch 2 --dtype bfloat16 --device cuda
     python tools/benchmark.py inference --config-file X.yaml --size 800 1216 [KEY VALUE ...]
+    python tools/benchmark.py training --config-file X.yaml --size 512 512 [KEY VALUE ...]
     python tools/benchmark.py postprocessing --size 800 1216
     python tools/benchmark.py loading --config-file X.yaml --dataset my_data
 
 ``op``: multi-scale deformable attention, compiled against PyTorch's own operators.
 ``inference``: a model, part by part, against Hugging Face's of the same weights.
+``training``: a step of it, against Hugging Face's of the same weights.
 ``postprocessing``: from logits to segmentations, against the published order of work.
 ``loading``: a mapper, pictures and masks, against the published order of work.
 """
@@ -16,13 +18,14 @@
 import argparse
 
 import torch
-from benchmarking import inference, loading, op, postprocessing
+from benchmarking import inference, loading, op, postprocessing, training
 
 from mask2former.errors import report_user_errors
 
 COMMANDS = {
     "op": op,
     "inference": inference,
+    "training": training,
     "postprocessing": postprocessing,
     "loading": loading,
 }

@@ -1,7 +1,13 @@
-"""Bipartite matching of queries and ground-truth objects (Mask2Former, section 3.3)."""
+"""Bipartite matching of queries and ground-truth objects (Mask2Former, section 3.3).
+
+Shapes: L predictions, one before each layer of the decoder and one after the last; B pictures; Q
+queries; K classes; C channels; N objects of one picture; P points.
+"""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from detectron2.projects.point_rend.point_features import point_sample
 from scipy.optimize import linear_sum_assignment
@@ -12,10 +18,19 @@ from torch.nn import functional as F
 LARGE_COST = 1e6
 
 
+class Matches(NamedTuple):
+    """The pairs of one picture, in all predictions; (T,) int64 each, on the model's device."""
+
+    layers: Tensor  # the number of the prediction, in [0, L)
+    queries: Tensor
+    objects: Tensor
+
+
 class HungarianMatcher(nn.Module):
     """The cheapest one-to-one assignment, by class probability, mask cross-entropy and dice.
 
-    Masks are compared at ``num_points`` random points, the same for all pairs of a picture.
+    Masks are compared at ``num_points`` random points, the same for all pairs of a picture and for
+    all of its predictions.
     """
 
     def __init__(
@@ -32,62 +47,74 @@ class HungarianMatcher(nn.Module):
     @torch.no_grad()
     def forward(
         self, outputs: Mapping[str, Tensor], targets: Sequence[Mapping[str, Tensor]]
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> list[Matches]:
         """
         Args:
-            outputs: ``pred_logits`` (B, Q, K + 1) and ``pred_masks`` (B, Q, h, w).
+            outputs: ``pred_logits`` (L, B, Q, K + 1), ``mask_embeddings`` (L, B, Q, C) and
+                ``mask_features`` (B, C, h, w), whose product with them are the mask logits.
             targets: per picture ``labels`` (N,) int64 in [0, K) and ``masks`` (N, H, W), bool or
-                0/1, over the same part of the picture as ``pred_masks``; optionally ``ignored``
-                (H, W) bool, where masks are not compared.
+                0/1, over the same part of the picture as ``mask_features``; optionally
+                ``ignored`` (H, W) bool, where masks are not compared.
 
         Returns:
-            Per picture the matched query indices and object indices, both (min(Q, N),) int64 on
-            the CPU.
+            Of each picture the matches, min(Q, N) for each prediction, in the order of these.
         """
+        logits, features = outputs["pred_logits"], outputs["mask_features"]
         # fp16 overflows in these sums; half-precision probabilities tie.
-        device_type = outputs["pred_logits"].device.type
-        with torch.autocast(device_type=device_type, enabled=False):
+        with torch.autocast(device_type=logits.device.type, enabled=False):
             costs = [
                 self.costs(
-                    logits.float(),
-                    masks.float(),
-                    target["labels"],
-                    target["masks"],
-                    target.get("ignored"),
+                    logits[:, b].float(),
+                    outputs["mask_embeddings"][:, b].float(),
+                    features[b].float(),
+                    target,
                 )
-                for logits, masks, target in zip(
-                    outputs["pred_logits"], outputs["pred_masks"], targets, strict=True
-                )
+                for b, target in enumerate(targets)
             ]
-        matches = []
-        for cost in costs:
-            queries, objects = linear_sum_assignment(cost.cpu().numpy())
-            matches.append((torch.as_tensor(queries), torch.as_tensor(objects)))
-        return matches
+        return _assign(costs)
 
     def costs(
         self,
         class_logits: Tensor,
-        mask_logits: Tensor,
-        labels: Tensor,
-        masks: Tensor,
-        ignored: Tensor | None = None,
+        mask_embeddings: Tensor,
+        mask_features: Tensor,
+        target: Mapping[str, Tensor],
     ) -> Tensor:
-        """(Q, K + 1), (Q, h, w), (N,), (N, H, W) and (H, W) -> finite costs (Q, N)."""
-        points = torch.rand(1, self.num_points, 2, device=mask_logits.device)
+        """(L, Q, K + 1), (L, Q, C), (C, h, w) and one picture's target -> finite (L, Q, N)."""
+        labels, masks, ignored = target["labels"], target["masks"], target.get("ignored")
+        points = torch.rand(1, self.num_points, 2, device=mask_features.device)
         if ignored is not None:
             points = points[:, ~values_at(ignored[None], points)[0]]
-        predicted = point_sample(mask_logits[None], points, align_corners=False)[0]  # (Q, P)
+        # Sampling commutes with the product: C maps are sampled, and not Q in every layer.
+        features = point_sample(mask_features[None], points, align_corners=False)[0]  # (C, P)
         if len(labels):
-            actual = point_sample(masks[None].to(predicted), points, align_corners=False)[0]
+            actual = point_sample(masks[None].to(features), points, align_corners=False)[0]
         else:  # grid_sample takes no map without channels
-            actual = predicted.new_zeros(0, predicted.shape[1])
-        cost = (
-            -self.cost_class * class_logits.softmax(-1)[:, labels]
-            + self.cost_mask * mask_cross_entropy_cost(predicted, actual)
-            + self.cost_dice * dice_cost(predicted, actual)
-        )
-        return cost.nan_to_num(nan=LARGE_COST, posinf=LARGE_COST, neginf=-LARGE_COST)
+            actual = features.new_zeros(0, features.shape[1])
+        costs = []
+        for logits, embeddings in zip(class_logits, mask_embeddings, strict=True):
+            predicted = embeddings @ features  # (Q, P)
+            costs.append(
+                -self.cost_class * logits.softmax(-1)[:, labels]
+                + self.cost_mask * mask_cross_entropy_cost(predicted, actual)
+                + self.cost_dice * dice_cost(predicted, actual)
+            )
+        return torch.stack(costs).nan_to_num(nan=LARGE_COST, posinf=LARGE_COST, neginf=-LARGE_COST)
+
+
+def _assign(costs: Sequence[Tensor]) -> list[Matches]:
+    """Solve (L, Q, N) costs of each picture, with one copy from their device and one to it."""
+    device = costs[0].device
+    flat = torch.cat([cost.flatten() for cost in costs]).cpu()
+    pairs, counts = [], []
+    for cost, values in zip(costs, flat.split([cost.numel() for cost in costs]), strict=True):
+        values = values.view(cost.shape).numpy()
+        solved = [np.stack(linear_sum_assignment(layer)) for layer in values]  # (2, pairs) each
+        layers = np.repeat(np.arange(len(solved)), [pair.shape[1] for pair in solved])
+        pairs.append(np.concatenate([layers[None], np.concatenate(solved, axis=1)]))
+        counts.append(len(layers))
+    on_device = torch.from_numpy(np.concatenate(pairs, axis=1)).to(device)
+    return [Matches(*picture) for picture in on_device.split(counts, dim=1)]
 
 
 def mask_cross_entropy_cost(logits: Tensor, targets: Tensor) -> Tensor:

@@ -119,10 +119,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             mask_features: (B, mask_dim, H, W).
 
         Returns:
-            ``pred_logits``: (B, Q, K + 1) class logits, the last class is "no object".
-            ``pred_masks``: (B, Q, H, W) mask logits.
-            ``aux_outputs``: in training, a list of dicts of the two above, predicted before each
-            layer; empty in inference.
+            In inference ``pred_logits`` (B, Q, K + 1), class logits, the last class is "no
+            object", and ``pred_masks`` (B, Q, H, W), mask logits. In training, of all L =
+            ``dec_layers`` + 1 predictions, ``pred_logits`` (L, B, Q, K + 1) and
+            ``mask_embeddings`` (L, B, Q, mask_dim), and the ``mask_features`` as they came: their
+            products are the mask logits, of which the losses need few.
         """
         if len(memories) != self.num_feature_levels:
             raise ValueError(f"expected {self.num_feature_levels} memories, got {len(memories)}")
@@ -144,7 +145,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         queries = self.query_feat.weight.expand(batch, -1, -1)  # (B, Q, C)
         query_position = self.query_embed.weight
 
-        predictions = []
+        decoded = []  # queries before each layer and after the last
         for i, (cross_attention, self_attention, ffn) in enumerate(
             zip(
                 self.transformer_cross_attention_layers,
@@ -154,26 +155,26 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             )
         ):
             level = i % self.num_feature_levels
-            class_logits, mask_embedding = self.prediction_heads(queries)
-            if self.training:
-                predictions.append((class_logits, _mask_logits(mask_embedding, mask_features)))
-            attend = attention_mask(mask_embedding.detach(), level_mask_features[level])
+            decoded.append(self.decoder_norm(queries))
+            with torch.no_grad():
+                mask_embedding = self.mask_embed(decoded[-1])
+                attend = attention_mask(mask_embedding, level_mask_features[level])
             queries = cross_attention(queries, keys[level], values[level], attend, query_position)
             queries = self_attention(queries, query_position)
             queries = ffn(queries)
-        class_logits, mask_embedding = self.prediction_heads(queries)
+        decoded.append(self.decoder_norm(queries))
+        if self.training:
+            predictions = torch.stack(decoded)  # (L, B, Q, C)
+            return {
+                "pred_logits": self.class_embed(predictions),
+                "mask_embeddings": self.mask_embed(predictions),
+                "mask_features": mask_features,
+            }
+        mask_embedding = self.mask_embed(decoded[-1])
         return {
-            "pred_logits": class_logits,
-            "pred_masks": _mask_logits(mask_embedding, mask_features),
-            "aux_outputs": [
-                {"pred_logits": logits, "pred_masks": masks} for logits, masks in predictions
-            ],
+            "pred_logits": self.class_embed(decoded[-1]),
+            "pred_masks": torch.einsum("bqc,bchw->bqhw", mask_embedding, mask_features),
         }
-
-    def prediction_heads(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, Q, C) -> class logits (B, Q, K + 1) and mask embeddings (B, Q, mask_dim)."""
-        queries = self.decoder_norm(queries)
-        return self.class_embed(queries), self.mask_embed(queries)
 
 
 def attention_mask(mask_embedding: Tensor, level_mask_features: Tensor) -> Tensor:
@@ -188,10 +189,6 @@ def attention_mask(mask_embedding: Tensor, level_mask_features: Tensor) -> Tenso
     """
     attend = (mask_embedding @ level_mask_features) >= 0  # sigmoid(x) >= 0.5
     return (attend | ~attend.any(dim=-1, keepdim=True)).unsqueeze(1)
-
-
-def _mask_logits(mask_embedding: Tensor, mask_features: Tensor) -> Tensor:
-    return torch.einsum("bqc,bchw->bqhw", mask_embedding, mask_features)
 
 
 class MultiheadAttention(nn.Module):

@@ -105,7 +105,8 @@ def predictions(model, pictures):
     model.sem_seg_head.predictor.training = True  # only this makes it give all of them
     outputs = model.sem_seg_head(model.backbone(pictures))
     model.sem_seg_head.predictor.training = False
-    return [(o["pred_logits"], o["pred_masks"]) for o in (*outputs["aux_outputs"], outputs)]
+    masks = torch.einsum("lbqc,bchw->lbqhw", outputs["mask_embeddings"], outputs["mask_features"])
+    return list(zip(outputs["pred_logits"], masks))
 
 
 def their_predictions(model, pictures):
@@ -137,6 +138,43 @@ def test_transformers_predicts_the_same(cfg, tmp_path):
     # As the whole model does it: two pictures of different sizes, padded to multiples of 32.
     pictures = [torch.randn(3, 70, 53), torch.randn(3, 45, 90)]
     assert_same_predictions(model, theirs, ImageList.from_tensors(pictures, 32).tensor)
+
+
+@pytest.mark.parametrize("cfg", ["resnet"], indirect=True)
+@torch.no_grad()
+def test_transformers_has_the_same_losses_in_expectation(cfg, tmp_path):
+    """Points are random in both: means over draws, as far apart as their standard errors allow."""
+    cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 4000
+    model = randomize(build_model(cfg))
+    save_for_transformers(model, cfg, tmp_path)
+    theirs = load_in_transformers(tmp_path)
+    pictures = torch.randn(2, 3, 64, 96)
+    masks = (torch.randn(2, 5, 8, 12) > 0.5).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    labels = torch.randint(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, (2, 5))
+    model.sem_seg_head.predictor.training = True
+    outputs = model.sem_seg_head(model.backbone(pictures))
+    reference = theirs(pictures, output_auxiliary_logits=True)
+    targets = [{"labels": x, "masks": m} for x, m in zip(labels, masks)]
+    draws = 15
+    ours = [model.criterion(outputs, targets) for _ in range(draws)]
+    expected = [
+        theirs.get_loss_dict(
+            masks_queries_logits=reference.masks_queries_logits,
+            class_queries_logits=reference.class_queries_logits,
+            mask_labels=list(masks.float()),
+            class_labels=list(labels),
+            auxiliary_predictions=[dict(aux) for aux in reference.auxiliary_logits],
+        )
+        for _ in range(draws)
+    ]
+    assert len(ours[0]) == len(expected[0]) == 3 * cfg.MODEL.MASK_FORMER.DEC_LAYERS
+    for name in ours[0]:
+        values = torch.stack([losses[name] for losses in ours])
+        others = torch.stack([losses[name.replace("_ce", "_cross_entropy")] for losses in expected])
+        error = ((values.var() + others.var()) / draws).sqrt().item()
+        difference = abs(values.mean() - others.mean()).item()
+        assert difference < 5 * error + 1e-4 * others.mean(), name
+        assert error < 0.02 * others.mean(), name  # or the line above says little
 
 
 def test_there_and_back_changes_no_bit(cfg):

@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from training_outputs import training_outputs
 
 from mask2former.modeling.criterion import SetCriterion
 from mask2former.modeling.matcher import HungarianMatcher
@@ -23,11 +24,7 @@ def criterion():
 
 def mask_loss(num_objects):
     """Constant logits: but for the picture's border, all random points are alike."""
-    outputs = {
-        "pred_logits": torch.zeros(1, 8, 3),
-        "pred_masks": torch.full((1, 8, 16, 16), 2.0),
-        "aux_outputs": [],
-    }
+    outputs = training_outputs(torch.zeros(1, 1, 8, 3), torch.full((1, 1, 8, 16, 16), 2.0))
     masks = torch.ones(num_objects, 16, 16, dtype=torch.bool)
     target = {"labels": torch.zeros(num_objects, dtype=torch.int64), "masks": masks}
     return criterion()(outputs, [target])["loss_mask"].item()

@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 from torch.nn import functional as F
+from training_outputs import training_outputs
 
 from mask2former.modeling.matcher import HungarianMatcher, dice_cost, mask_cross_entropy_cost
 
@@ -35,42 +36,43 @@ def two_objects():
     mask_logits[0, :, 8:] = 8.0  # query 0 sees object 1
     class_logits = torch.zeros(3, 4)
     class_logits[2, 1] = class_logits[0, 0] = 5.0
-    return {"pred_logits": class_logits[None], "pred_masks": mask_logits[None]}, [target]
+    return training_outputs(class_logits[None, None], mask_logits[None, None]), [target]
 
 
 def test_finds_the_obvious_assignment():
     outputs, targets = two_objects()
-    ((queries, objects),) = make_matcher()(outputs, targets)
+    ((_, queries, objects),) = make_matcher()(outputs, targets)
     assert sorted(zip(queries.tolist(), objects.tolist())) == [(0, 1), (2, 0)]
 
 
 def test_class_alone_decides_between_equal_masks():
     outputs, targets = two_objects()
-    outputs["pred_masks"] = torch.zeros_like(outputs["pred_masks"])
-    ((queries, objects),) = make_matcher()(outputs, targets)
+    outputs["mask_features"].zero_()
+    ((_, queries, objects),) = make_matcher()(outputs, targets)
     assert sorted(zip(queries.tolist(), objects.tolist())) == [(0, 1), (2, 0)]
 
 
 def test_more_objects_than_queries():
     outputs, targets = two_objects()
-    outputs = {name: value[:, 2:] for name, value in outputs.items()}  # one query
-    ((queries, objects),) = make_matcher()(outputs, targets)
+    for name in ("pred_logits", "mask_embeddings"):
+        outputs[name] = outputs[name][:, :, 2:]  # one query
+    ((_, queries, objects),) = make_matcher()(outputs, targets)
     assert (queries.tolist(), objects.tolist()) == ([0], [0])
 
 
 def test_no_objects():
     outputs, targets = two_objects()
     targets = [{"labels": targets[0]["labels"][:0], "masks": targets[0]["masks"][:0]}]
-    ((queries, objects),) = make_matcher()(outputs, targets)
+    ((_, queries, objects),) = make_matcher()(outputs, targets)
     assert len(queries) == len(objects) == 0
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_costs_that_are_not_finite_do_not_crash(bad):
     outputs, targets = two_objects()
-    outputs["pred_masks"][0, 0] = bad  # query 0 knew object 1: now it is as bad as any
-    outputs["pred_logits"][0, 1] = bad
-    ((queries, objects),) = make_matcher()(outputs, targets)
+    outputs["mask_embeddings"][0, 0, 0] = bad  # it knew object 1: now it is as bad as any
+    outputs["pred_logits"][0, 0, 1] = bad
+    ((_, queries, objects),) = make_matcher()(outputs, targets)
     assert (2, 0) in zip(queries.tolist(), objects.tolist())
     assert sorted(objects.tolist()) == [0, 1]
 
@@ -78,3 +80,18 @@ def test_costs_that_are_not_finite_do_not_crash(bad):
 def test_all_costs_zero_is_refused():
     with pytest.raises(ValueError, match="non-zero"):
         make_matcher(cost_class=0, cost_mask=0, cost_dice=0)
+
+
+def test_every_prediction_of_every_picture_is_matched_for_itself():
+    """Two predictions (the second has its queries turned round) of two pictures (one is empty)."""
+    outputs, (target,) = two_objects()
+    empty = {"labels": target["labels"][:0], "masks": target["masks"][:0]}
+    outputs = {
+        name: torch.cat([outputs[name], outputs[name].flip(2)]).repeat(1, 3, 1, 1)
+        for name in ("pred_logits", "mask_embeddings")
+    } | {"mask_features": outputs["mask_features"].repeat(3, 1, 1, 1)}
+    matches = make_matcher()(outputs, [target, empty, target])
+    assert len(matches[1].layers) == 0
+    for match in (matches[0], matches[2]):
+        triples = sorted(zip(*(indices.tolist() for indices in match)))
+        assert triples == [(0, 0, 1), (0, 2, 0), (1, 0, 0), (1, 2, 1)]

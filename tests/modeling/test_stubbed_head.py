@@ -12,7 +12,7 @@ class Head(nn.Module):
 
     def __init__(self, class_logits, mask_logits):
         super().__init__()
-        self.outputs = {"pred_logits": class_logits, "pred_masks": mask_logits, "aux_outputs": []}
+        self.outputs = {"pred_logits": class_logits, "pred_masks": mask_logits}
 
     def forward(self, features):
         return self.outputs

@@ -2,9 +2,11 @@
 
 import argparse
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -16,17 +18,31 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, repeats: int) -> No
 
 def measure(run: Callable[[], object], repeats: int, device: str = "cpu") -> float:
     """Median milliseconds of ``run``, after two rounds of warm-up."""
-    cuda = torch.device(device).type == "cuda"
     times = []
     for _ in range(repeats + 2):
-        if cuda:
-            torch.cuda.synchronize()
-        started = time.perf_counter()
+        started = synchronize(device)
         run()
-        if cuda:
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - started))
+        times.append(1000 * (synchronize(device) - started))
     return statistics.median(times[2:])
+
+
+def synchronize(device: str) -> float:
+    """The time in seconds, once the device has nothing left to do."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_memory(device: str) -> float:
+    """Gigabytes: of the process so far, or of the GPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    # Where there is /proc: getrusage of a child process starts from its parent's peak.
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def describe_machine(device: str = "cpu") -> str:

@@ -7,9 +7,6 @@ that the machine would need for the matrix products and convolutions alone.
 
 import argparse
 import contextlib
-import importlib.util
-import resource
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,13 +18,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former import load_config
-from mask2former.checkpoint.huggingface import name_in_files, to_huggingface
-from mask2former.checkpoint.huggingface_config import huggingface_config
-from mask2former.errors import ConfigError
 from mask2former.modeling.fusion import fuse_batch_norm
 from mask2former.trainer import adapt_to_machine
 
-from . import add_common_arguments, describe_machine, measure
+from . import add_common_arguments, describe_machine, measure, peak_memory, synchronize
+from .huggingface import transformers_model
 
 SURE_QUERIES = 0.2
 
@@ -65,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     rows.append(["products and convolutions alone", ideal])
     print(tabulate(rows, headers=["", "ms"], floatfmt=".0f"))
     print(f"share of the roofline {ideal / times['total']:.2f}, peak memory {memory:.2f} GB")
-    if args.no_huggingface or importlib.util.find_spec("transformers") is None:
+    if args.no_huggingface:
         return
     outputs = model.sem_seg_head(model.backbone(normalised(model, inputs)))
     compare(cfg, state, normalised(model, inputs), outputs, times, args)
@@ -115,26 +110,15 @@ def parts_of(
 def timed(module: nn.Module, times: list[float], device: str) -> Iterator[None]:
     """Inside the block, ``times`` gets the milliseconds of every call of ``module``."""
     started = []
-
-    def wait() -> float:
-        if torch.device(device).type == "cuda":
-            torch.cuda.synchronize()
-        return 1000 * time.perf_counter()
-
-    before = module.register_forward_pre_hook(lambda *_: started.append(wait()))
-    after = module.register_forward_hook(lambda *_: times.append(wait() - started.pop()))
+    before = module.register_forward_pre_hook(lambda *_: started.append(synchronize(device)))
+    after = module.register_forward_hook(
+        lambda *_: times.append(1000 * (synchronize(device) - started.pop()))
+    )
     try:
         yield
     finally:
         before.remove()
         after.remove()
-
-
-def peak_memory(device: str) -> float:
-    """Gigabytes: of the process so far, or of the GPU."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def time_of_products(model: nn.Module, inputs: list[dict[str, Any]], device: str) -> float:
@@ -166,16 +150,11 @@ def compare(
     args: argparse.Namespace,
 ) -> None:
     """Hugging Face's model of the same weights: times, and how far its logits are."""
+    theirs = transformers_model(cfg, state, images.device)
+    if theirs is None:
+        return
     import transformers
 
-    try:
-        config = transformers.Mask2FormerConfig(**huggingface_config(cfg))
-    except ConfigError as error:
-        print(f"no comparison with transformers: {error}")
-        return
-    theirs = transformers.Mask2FormerForUniversalSegmentation(config).eval().to(images.device)
-    renamed = {name_in_files(name): name for name in theirs.state_dict()}
-    theirs.load_state_dict({renamed.get(k, k): v for k, v in to_huggingface(state).items()})
     images = images.contiguous()
     result = theirs(images)
     processor = transformers.Mask2FormerImageProcessor()

@@ -1,0 +1,139 @@
+"""``benchmark.py training``: one step, from pictures in memory to the optimizer's update.
+
+Random weights, pictures and ellipses as objects. Beside it, where transformers is installed,
+Hugging Face's model and losses with the same weights and objects. Each runs in a process of its
+own, so that the peaks of memory are its own.
+"""
+
+import argparse
+import multiprocessing
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from mask2former import load_config
+from mask2former.solver import build_optimizer
+from mask2former.trainer import adapt_to_machine
+
+from . import add_common_arguments, describe_machine, peak_memory, synchronize
+from .huggingface import transformers_model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--objects", type=int, default=20, help="in a picture")
+    parser.add_argument("--no-huggingface", action="store_true", help="leave out the comparison")
+    add_common_arguments(parser, repeats=3)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
+
+
+def run(args: argparse.Namespace) -> None:
+    cfg = load_config(args.config_file, args.opts)
+    adapt_to_machine(cfg)
+    kinds = ["here"] if args.no_huggingface else ["here", "transformers"]
+    results = {}
+    for kind in kinds:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            result = pool.apply(measure_steps, (kind, cfg, args))
+        if result is not None:
+            results[kind] = result
+    height, width = args.size
+    print(describe_machine(cfg.MODEL.DEVICE))
+    print(
+        f"{args.config_file}, training step, {args.batch} x {height} x {width}, {args.objects} "
+        f"objects in a picture; medians of {args.repeats}"
+    )
+    names = list(results["here"])
+    rows = [[name, *(result[name] for result in results.values())] for name in names]
+    if len(results) == 2:
+        rows = [[*row, row[2] / row[1]] for row in rows]
+    print(tabulate(rows, headers=["", *results, "ratio"], floatfmt=".3g"))
+
+
+def measure_steps(kind: str, cfg: CfgNode, args: argparse.Namespace) -> dict[str, float] | None:
+    """Times, peak memory and the loss of the first step, of the model ``kind``."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    device = cfg.MODEL.DEVICE
+    model = build_model(cfg).train()
+    inputs = random_pictures(cfg, args)
+    if kind == "transformers":
+        # Taken from the model here, for the weights to be the same.
+        mean, std = model.pixel_mean, model.pixel_std
+        model = transformers_model(cfg, model.state_dict(), device)
+        if model is None:
+            return None
+        step = TransformersStep(model, inputs, mean, std)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+        def clip(*_: Any) -> None:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+
+        optimizer.register_step_pre_hook(clip)
+    else:
+        step = lambda: sum(model(inputs).values())  # noqa: E731
+        optimizer = build_optimizer(cfg, model)
+    spent: dict[str, list[float]] = {"forward ms": [], "backward ms": [], "optimizer ms": []}
+    losses = []
+    for _ in range(args.repeats + 1):  # the first is to warm up
+        times = [synchronize(device)]
+        loss = step()
+        losses.append(float(loss))
+        times.append(synchronize(device))
+        loss.backward()
+        times.append(synchronize(device))
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(synchronize(device))
+        for name, start, end in zip(spent, times, times[1:]):
+            spent[name].append(1000 * (end - start))
+    medians = {name: sorted(times[1:])[args.repeats // 2] for name, times in spent.items()}
+    total = {"step ms": sum(medians.values())}
+    return medians | total | {"peak GB": peak_memory(device), "first loss": losses[0]}
+
+
+def random_pictures(cfg: CfgNode, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Pictures as mappers give them, with ellipses for objects."""
+    height, width = args.size
+    y = torch.arange(height)[:, None]
+    x = torch.arange(width)
+    pictures = []
+    for _ in range(args.batch):
+        centre = torch.rand(args.objects, 2, 1, 1) * torch.tensor([height, width])[:, None, None]
+        radius = (0.03 + 0.2 * torch.rand(args.objects, 2, 1, 1)) * min(args.size)
+        dy, dx = (y - centre[:, 0]) / radius[:, 0], (x - centre[:, 1]) / radius[:, 1]
+        instances = Instances((height, width))
+        instances.gt_masks = dy**2 + dx**2 < 1
+        classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        instances.gt_classes = torch.randint(classes, (args.objects,))
+        image = (torch.rand(3, height, width) * 255).byte()
+        pictures.append({"image": image, "instances": instances})
+    return pictures
+
+
+class TransformersStep:
+    """The loss of Hugging Face's model for the pictures of this one."""
+
+    def __init__(
+        self, model: nn.Module, pictures: list[dict[str, Any]], mean: Tensor, std: Tensor
+    ) -> None:
+        self.model = model.train()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()  # frozen, as it is here
+        self.images = torch.stack([x["image"] for x in pictures]).to(mean)
+        self.images = (self.images - mean) / std
+        device = mean.device
+        self.masks = [x["instances"].gt_masks.float().to(device) for x in pictures]
+        self.classes = [x["instances"].gt_classes.to(device) for x in pictures]
+
+    def __call__(self) -> Tensor:
+        return self.model(self.images, mask_labels=self.masks, class_labels=self.classes).loss
