@@ -155,7 +155,7 @@ def test_transformers_has_the_same_losses_in_expectation(cfg, tmp_path):
     outputs = model.sem_seg_head(model.backbone(pictures))
     reference = theirs(pictures, output_auxiliary_logits=True)
     targets = [{"labels": x, "masks": m} for x, m in zip(labels, masks)]
-    draws = 15
+    draws = 30
     ours = [model.criterion(outputs, targets) for _ in range(draws)]
     expected = [
         theirs.get_loss_dict(
@@ -174,7 +174,7 @@ def test_transformers_has_the_same_losses_in_expectation(cfg, tmp_path):
         error = ((values.var() + others.var()) / draws).sqrt().item()
         difference = abs(values.mean() - others.mean()).item()
         assert difference < 5 * error + 1e-4 * others.mean(), name
-        assert error < 0.02 * others.mean(), name  # or the line above says little
+        assert error < 0.03 * others.mean(), name  # or the line above says little
 
 
 def test_there_and_back_changes_no_bit(cfg):
