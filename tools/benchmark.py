@@ -6,19 +6,21 @@
     python tools/benchmark.py inference --config-file X.yaml --size 800 1216 [KEY VALUE ...]
     python tools/benchmark.py training --config-file X.yaml --size 512 512 [KEY VALUE ...]
     python tools/benchmark.py postprocessing --size 800 1216
+    python tools/benchmark.py evaluation
     python tools/benchmark.py loading --config-file X.yaml --dataset my_data
 
 ``op``: multi-scale deformable attention, compiled against PyTorch's own operators.
 ``inference``: a model, part by part, against Hugging Face's of the same weights.
 ``training``: a step of it, against Hugging Face's of the same weights.
 ``postprocessing``: from logits to segmentations, against the published order of work.
+``evaluation``: figures from files of predictions, against the tools of the field.
 ``loading``: a mapper, pictures and masks, against the published order of work.
 """
 
 import argparse
 
 import torch
-from benchmarking import inference, loading, op, postprocessing, training
+from benchmarking import evaluation, inference, loading, op, postprocessing, training
 
 from mask2former.errors import report_user_errors
 
@@ -27,6 +29,7 @@ COMMANDS = {
     "inference": inference,
     "training": training,
     "postprocessing": postprocessing,
+    "evaluation": evaluation,
     "loading": loading,
 }
 

@@ -14,6 +14,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .linear import linear
+
 # Stands for a cost that overflowed; small enough that sums of it stay exact in float64.
 LARGE_COST = 1e6
 
@@ -93,7 +95,7 @@ class HungarianMatcher(nn.Module):
             actual = features.new_zeros(0, features.shape[1])
         costs = []
         for logits, embeddings in zip(class_logits, mask_embeddings, strict=True):
-            predicted = embeddings @ features  # (Q, P)
+            predicted = linear(embeddings, features.t())  # (Q, P)
             costs.append(
                 -self.cost_class * logits.softmax(-1)[:, labels]
                 + self.cost_mask * mask_cross_entropy_cost(predicted, actual)

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 import mask2former_ops
 
+from .linear import Linear, linear
+
 
 class MSDeformAttn(nn.Module):
     """Each query attends, per head, to ``n_points`` sampled places in each of ``n_levels`` maps.
@@ -27,10 +29,10 @@ class MSDeformAttn(nn.Module):
             n_heads,
             n_points,
         )
-        self.sampling_offsets = nn.Linear(d_model, n_heads * n_levels * n_points * 2)
-        self.attention_weights = nn.Linear(d_model, n_heads * n_levels * n_points)
-        self.value_proj = nn.Linear(d_model, d_model)
-        self.output_proj = nn.Linear(d_model, d_model)
+        self.sampling_offsets = Linear(d_model, n_heads * n_levels * n_points * 2)
+        self.attention_weights = Linear(d_model, n_heads * n_levels * n_points)
+        self.value_proj = Linear(d_model, d_model)
+        self.output_proj = Linear(d_model, d_model)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -86,4 +88,4 @@ class MSDeformAttn(nn.Module):
         pixel = query.new_tensor([(1 / w, 1 / h) for h, w in spatial_shapes])  # (L, 2)
         scale = pixel[:, None].expand(self.n_heads, -1, self.n_points, -1).flatten()
         projection = self.sampling_offsets
-        return F.linear(query, projection.weight * scale[:, None], projection.bias * scale)
+        return linear(query, projection.weight * scale[:, None], projection.bias * scale)

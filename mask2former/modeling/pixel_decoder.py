@@ -17,6 +17,7 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .linear import Linear
 from .ms_deform_attn import MSDeformAttn
 from .position_encoding import sine_position_encoding
 
@@ -150,7 +151,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
             above = F.interpolate(
                 pyramid[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False
             )
-            pyramid.append(getattr(self, f"layer_{number}")(lateral + above))
+            above += lateral  # in place: no gradient needs the values before
+            del lateral
+            pyramid.append(getattr(self, f"layer_{number}")(above))
         return self.mask_features(pyramid[-1]), pyramid[:NUM_FEATURE_LEVELS]
 
 
@@ -165,7 +168,7 @@ def _fpn_level(in_channels: int, conv_dim: int, norm: str) -> tuple[Conv2d, Conv
         padding=1,
         bias=bias,
         norm=get_norm(norm, conv_dim),
-        activation=F.relu,
+        activation=F.relu_,
     )
     c2_xavier_fill(adapter)
     c2_xavier_fill(layer)
@@ -232,8 +235,8 @@ class MSDeformAttnEncoderLayer(nn.Module):
             d_model=d_model, n_levels=num_levels, n_heads=nheads, n_points=num_points
         )
         self.norm1 = nn.LayerNorm(d_model)
-        self.linear1 = nn.Linear(d_model, FEEDFORWARD_DIM)
-        self.linear2 = nn.Linear(FEEDFORWARD_DIM, d_model)
+        self.linear1 = Linear(d_model, FEEDFORWARD_DIM)
+        self.linear2 = Linear(FEEDFORWARD_DIM, d_model)
         self.norm2 = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         for linear in (self.linear1, self.linear2):

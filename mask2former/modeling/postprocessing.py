@@ -12,6 +12,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from .linear import linear
 from .row_maps import RowMaps
 
 Resize = Callable[[Tensor], RowMaps]
@@ -28,10 +29,12 @@ def semantic_inference(class_logits: Tensor, mask_logits: RowMaps) -> RowMaps:
         K maps, not normalised over the classes.
     """
     probabilities = class_logits.softmax(-1)[:, :-1].t()  # (K, Q)
-    return mask_logits.map(
-        lambda logits: (probabilities @ logits.sigmoid().flatten(1)).unflatten(1, logits.shape[1:]),
-        count=len(probabilities),
-    )
+
+    def scores(logits: Tensor) -> Tensor:
+        pixels = logits.sigmoid().flatten(1).t()
+        return linear(probabilities, pixels).unflatten(1, logits.shape[1:])
+
+    return mask_logits.map(scores, count=len(probabilities))
 
 
 def semantic_labels(scores: Tensor) -> Tensor:

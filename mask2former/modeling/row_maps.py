@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 # Elements of a band. On a CPU it stays in the cache; on a GPU it is large enough to be busy with.
 BAND_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
-LEAST_ROWS = 32  # of a band: matrix products need some width
+LEAST_ROWS = 8  # of a band: matrix products need some width
 
 
 @dataclass(frozen=True)

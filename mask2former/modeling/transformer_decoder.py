@@ -15,6 +15,7 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .linear import Linear, batched_product, linear
 from .position_encoding import sine_position_encoding
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
@@ -77,7 +78,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             else:
                 self.input_proj.append(Conv2d(in_channels, hidden_dim, kernel_size=1))
                 c2_xavier_fill(self.input_proj[-1])
-        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.class_embed = Linear(hidden_dim, num_classes + 1)
         self.mask_embed = MLP(hidden_dim, hidden_dim, mask_dim, num_layers=3)
 
     @classmethod
@@ -171,9 +172,10 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 "mask_features": mask_features,
             }
         mask_embedding = self.mask_embed(decoded[-1])
+        mask_logits = batched_product(mask_embedding, mask_features.flatten(2))
         return {
             "pred_logits": self.class_embed(decoded[-1]),
-            "pred_masks": torch.einsum("bqc,bchw->bqhw", mask_embedding, mask_features),
+            "pred_masks": mask_logits.unflatten(2, mask_features.shape[2:]),
         }
 
 
@@ -187,7 +189,7 @@ def attention_mask(mask_embedding: Tensor, level_mask_features: Tensor) -> Tenso
     Returns:
         (B, 1, Q, S) bool, true where the query attends; broadcasts over the heads.
     """
-    attend = (mask_embedding @ level_mask_features) >= 0  # sigmoid(x) >= 0.5
+    attend = batched_product(mask_embedding, level_mask_features) >= 0  # sigmoid(x) >= 0.5
     return (attend | ~attend.any(dim=-1, keepdim=True)).unsqueeze(1)
 
 
@@ -202,7 +204,7 @@ class MultiheadAttention(nn.Module):
         self.nheads = nheads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.out_proj = Linear(d_model, d_model)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
@@ -212,7 +214,7 @@ class MultiheadAttention(nn.Module):
     ) -> Tensor:
         """query: (B, Q, C); key, value: (B, S, C); attend: (B, 1, Q, S) bool. -> (B, Q, C)."""
         projected = [
-            F.linear(x, weight, bias).unflatten(-1, (self.nheads, -1)).transpose(1, 2)
+            linear(x, weight, bias).unflatten(-1, (self.nheads, -1)).transpose(1, 2)
             for x, weight, bias in zip(
                 (query, key, value),
                 self.in_proj_weight.chunk(3),
@@ -273,10 +275,10 @@ class FFNLayer(ResidualLayer):
 
     def __init__(self, *, d_model: int, dim_feedforward: int, pre_norm: bool) -> None:
         super().__init__(d_model, pre_norm)
-        self.linear1 = nn.Linear(d_model, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, d_model)
-        for linear in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(linear.weight)
+        self.linear1 = Linear(d_model, dim_feedforward)
+        self.linear2 = Linear(dim_feedforward, d_model)
+        for layer in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, queries: Tensor) -> Tensor:
         return self.residual(queries, lambda q: self.linear2(F.relu(self.linear1(q))))
@@ -288,7 +290,7 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, *, num_layers: int) -> None:
         super().__init__()
         dims = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
-        self.layers = nn.ModuleList(nn.Linear(dims[i], dims[i + 1]) for i in range(num_layers))
+        self.layers = nn.ModuleList(Linear(dims[i], dims[i + 1]) for i in range(num_layers))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

@@ -115,3 +115,23 @@ def test_postprocessing(benchmark):
     assert int(segments) == int(plain) > 3
     assert float(pixels) > 0.999 and float(masks) > 0.999
     assert float(scores) < 1e-5 and float(semantic) < 1e-5
+
+
+def test_evaluation(benchmark):
+    output = benchmark("evaluation", "--pictures", 3, "--size", 120, 160, "--objects", 4)
+    lines = [line.split() for line in output.splitlines() if line.startswith(("PQ", "AP"))]
+    assert [line[0] for line in lines] == ["PQ", "AP", "AP"]
+    assert all(float(line[-1]) < 1e-9 for line in lines[1:])  # as pycocotools
+
+
+def test_training(benchmark, sample_root):
+    config = TOOL.parents[1] / "configs" / "quickstart.yaml"
+    catalog = sample_root / "catalog.yaml"
+    output = benchmark(
+        *("training", "--config-file", config, "--size", 64, 96, "--objects", 3),
+        *("--repeats", 1, "--batch", 2, "--no-huggingface"),
+        *("MODEL.DEVICE", "cpu", "DATASETS.CATALOG", catalog),
+    )
+    figures = dict(re.findall(r"^(\S.*?)  +(\S+)$", output, re.MULTILINE))
+    for name in ("forward ms", "backward ms", "optimizer ms", "step ms", "peak GB", "first loss"):
+        assert float(figures[name]) > 0

@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, *, repeats: int) -> None:
-    parser.add_argument("--repeats", type=int, default=repeats)
+def add_common_arguments(parser: argparse.ArgumentParser, *, repeats: int | None) -> None:
+    """``repeats``: the default of that option, None for none."""
+    if repeats is not None:
+        parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
 
 

@@ -1,0 +1,47 @@
+"""Linear layers and products of matrices, on CPUs by oneDNN where that is possible."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+# torch multiplies float32 matrices with MKL, which makes do with AVX2 on AMD's processors. This
+# operator, which torch's compiler takes, needs up to half the time there; it has no gradient.
+_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+if _ONEDNN is not None:
+
+    @register_flop_formula(_ONEDNN)
+    def _flops(x_shape: tuple, weight_shape: tuple, *args: Any, **kwargs: Any) -> int:
+        return 2 * math.prod(x_shape) * weight_shape[0]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`torch.nn.functional.linear` of (..., I), (O, I) and (O,)."""
+    if (
+        _ONEDNN is None
+        or not x.dtype == weight.dtype == torch.float32
+        or x.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+    ):
+        return F.linear(x, weight, bias)
+    return _ONEDNN(x, weight, bias, "none", [], "")
+
+
+def batched_product(a: Tensor, b: Tensor) -> Tensor:
+    """(B, n, k) @ (B, k, m), by :func:`linear` in inference."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return a @ b
+    products = [linear(x, y.t()) for x, y in zip(a, b, strict=True)]
+    return torch.stack(products) if len(products) > 1 else products[0][None]
+
+
+class Linear(nn.Linear):
+    """:class:`torch.nn.Linear` by :func:`linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)

@@ -1,0 +1,39 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mask2former.modeling.linear import _ONEDNN, Linear, batched_product, linear
+
+
+def test_equals_torch():
+    """In inference and in training, for tensors with any strides."""
+    for x in (torch.randn(2, 7, 16), torch.randn(7, 32)[:, ::2], torch.randn(16, 7).t()):
+        for weight in (torch.randn(5, 16), torch.randn(16, 5).t()):
+            for bias in (None, torch.randn(5)):
+                expected = x.double() @ weight.double().t() + (0 if bias is None else bias)
+                for grad in (True, False):
+                    with torch.set_grad_enabled(grad):
+                        torch.testing.assert_close(linear(x, weight, bias), expected.float())
+    a, b = torch.randn(3, 4, 8), torch.randn(3, 9, 8).transpose(1, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(batched_product(a, b), a @ b)
+        torch.testing.assert_close(batched_product(a[:1], b[:1]), a[:1] @ b[:1])
+
+
+def test_gradients_autocast_and_other_types():
+    layer, x = Linear(8, 3), torch.randn(4, 8)
+    layer(x).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(3, -1))
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        assert layer.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.skipif(_ONEDNN is None, reason="this torch has no oneDNN")
+def test_operations_are_counted():
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        linear(torch.randn(2, 7, 16), torch.randn(5, 16))
+    assert counter.get_total_flops() == 2 * 2 * 7 * 16 * 5
+    assert "linear_pointwise" in str(counter.get_flop_counts())
