@@ -24,6 +24,7 @@ from .data import (
     build_train_loader,
     build_training_mapper,
     check_datasets,
+    class_difference,
     class_names,
 )
 from .errors import ConfigError
@@ -50,6 +51,9 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__(cfg)
+        for name in cfg.DATASETS.TEST:
+            if difference := class_difference(cfg.DATASETS.TRAIN[0], name):
+                logger.warning("%s: one is scored as the other", difference)
         if names := class_names(cfg.DATASETS.TRAIN[0]):
             self.checkpointer.add_checkpointable("class_names", ClassNames(names))
 
@@ -230,19 +234,20 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
     if not cfg.DATASETS.TEST:
         raise ConfigError("there is nothing to evaluate on: DATASETS.TEST is empty")
     model = Trainer.build_model(cfg)
-    load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
+    augmented = SemanticSegmentorWithTTA(cfg, model) if cfg.TEST.AUG.ENABLED else None
+    names = class_names(cfg.DATASETS.TEST[0])
+    load_weights(model, cfg.MODEL.WEIGHTS, class_names=names, complete=True)
     fuse_batch_norm(model)
     results = Trainer.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
-        results.update(test_with_augmentation(cfg, model))
+    if augmented is not None:
+        results.update(test_with_augmentation(cfg, augmented))
     if comm.is_main_process():
         verify_results(cfg, results)  # with TEST.EXPECTED_RESULTS
     return results
 
 
-def test_with_augmentation(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+def test_with_augmentation(cfg: CfgNode, augmented: SemanticSegmentorWithTTA) -> dict[str, Any]:
     """Semantic segmentation averaged over ``TEST.AUG``; results under ``sem_seg_TTA``."""
-    augmented = SemanticSegmentorWithTTA(cfg, model)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = False

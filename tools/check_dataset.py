@@ -50,6 +50,18 @@ def main() -> int:
     return int(errors > 0)
 
 
+def whole_number(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
+def positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -59,10 +71,10 @@ def parse_arguments() -> argparse.Namespace:
         "--dataset", action="append", help="a name (repeatable); default: all of the config"
     )
     parser.add_argument("--output", type=Path, default=Path("output/check"), help="folder")
-    parser.add_argument("--pictures", type=int, default=8, help="how many to draw")
+    parser.add_argument("--pictures", type=whole_number, default=8, help="how many to draw")
     parser.add_argument("--quick", action="store_true", help="open no picture but those drawn")
     parser.add_argument("--all", action="store_true", help="print all findings of a kind, not five")
-    parser.add_argument("--workers", type=int, help="threads (default: all cores)")
+    parser.add_argument("--workers", type=positive, help="threads (default: all cores)")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
     return parser.parse_intermixed_args()
 

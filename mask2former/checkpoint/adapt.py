@@ -34,6 +34,9 @@ def adapt_classes(
     """
     if any(name not in state or name not in model_state for name in CLASS_HEAD):
         return {}, []
+    weight = CLASS_HEAD[0]
+    if state[weight].shape[1:] != model_state[weight].shape[1:]:
+        return {}, []  # another width: nothing of it fits
     num_source, num_classes = (len(s[CLASS_HEAD[1]]) - 1 for s in (state, model_state))
     source_names = source_names if source_names and len(source_names) == num_source else None
     class_names = class_names if class_names and len(class_names) == num_classes else None

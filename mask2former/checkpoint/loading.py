@@ -93,8 +93,16 @@ def load_weights(
             state |= changed
             report.notes += notes
     _compare(report, state, model_state)
+    if class_names and checkpoint.class_names and complete:
+        _compare_classes(path, checkpoint.class_names, class_names)
     if complete and (report.missing or report.mismatched):
         raise ConfigError(_refusal(path, report))
+    if not any(loaded for loaded, _ in report.loaded.values()):
+        theirs, ours = (", ".join(sorted(names)[:3]) for names in (state, model_state))
+        raise ConfigError(
+            f"nothing in {path} fits this model, which would start from random weights: its first "
+            f"names are {theirs}, the model's {ours}"
+        )
     fitting = {
         name: tensor
         for name, tensor in state.items()
@@ -125,6 +133,17 @@ def _compare(
                 count = tensor.numel()
                 report.loaded[module] = (loaded + count * fits, total + count)
     report.unexpected = [n for n in state if n not in model_state and not n.endswith(_NO_LOSS)]
+
+
+def _compare_classes(path: str, trained: Sequence[str], wanted: Sequence[str]) -> None:
+    for index, (name, other) in enumerate(zip(trained, wanted)):
+        if name != other:
+            logger.warning(
+                "class %d of %s is %r, and %r in the data set: one is scored as the other, unless "
+                "these are two names of the same",
+                *(index, path, name, other),
+            )
+            return
 
 
 def _refusal(path: str, report: LoadReport) -> str:

@@ -5,6 +5,7 @@ from .build import (
     build_train_loader,
     build_training_mapper,
     check_datasets,
+    class_difference,
 )
 from .builtin import register_builtin
 from .catalog import class_names, register_catalog, register_dataset
@@ -17,6 +18,7 @@ __all__ = [
     "build_train_loader",
     "build_training_mapper",
     "check_datasets",
+    "class_difference",
     "class_names",
     "register_builtin",
     "register_catalog",

@@ -13,11 +13,14 @@ logger = logging.getLogger(__name__)
 COLOUR_FORMATS = ("RGB", "BGR")
 
 
-def build_resize_augmentation(cfg: CfgNode, *, crop_by_category: bool) -> list[T.Augmentation]:
+def build_resize_augmentation(
+    cfg: CfgNode, *, crop_by_category: bool, ignore_label: int
+) -> list[T.Augmentation]:
     """``mask_former_*`` mappers: resize, crop, colour jitter, flip.
 
     Args:
         crop_by_category: heed ``INPUT.CROP.SINGLE_CATEGORY_MAX_AREA``; takes semantic label maps.
+        ignore_label: the value in these that is no category.
     """
     sizes = (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
     augmentations: list[T.Augmentation] = [T.ResizeShortestEdge(*sizes)]
@@ -30,7 +33,7 @@ def build_resize_augmentation(cfg: CfgNode, *, crop_by_category: bool) -> list[T
                 crop.TYPE,
                 crop.SIZE,
                 crop.SINGLE_CATEGORY_MAX_AREA,
-                cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+                ignore_label,
             )
         )
     if cfg.INPUT.COLOR_AUG_SSD and cfg.INPUT.FORMAT in COLOUR_FORMATS:

@@ -1,6 +1,7 @@
 """Loaders, and what is checked before the first iteration."""
 
 import difflib
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import ConfigError, DatasetError
 from .builtin import check_builtin
+from .catalog import class_names
 from .check import format_findings, record_findings
 from .dataset_mapper import MAPPERS, PictureMapper, TrainingMapper
 
@@ -73,6 +75,12 @@ def load_records(cfg: CfgNode, names: Sequence[str], *, training: bool) -> list[
     check_datasets(names)
     for name in names:
         check_builtin(name)
+    for name in names[1:]:
+        if difference := class_difference(names[0], name):
+            raise ConfigError(
+                f"{difference}: they cannot be trained on together; list the same classes in the "
+                "same order"
+            )
     ignored = {name: MetadataCatalog.get(name).get("ignore_label") for name in names}
     if len(set(ignored.values())) > 1:
         raise ConfigError(
@@ -90,6 +98,16 @@ def load_records(cfg: CfgNode, names: Sequence[str], *, training: bool) -> list[
     if training and findings:
         logger.warning("data set %s\n%s", ", ".join(names), format_findings(findings))
     return records
+
+
+def class_difference(name: str, other: str) -> str | None:
+    """The first class that is another one in the other data set, in words; None if none is."""
+    classes, others = class_names(name), class_names(other)
+    if classes is None or others is None or classes == others:
+        return None
+    pairs = itertools.zip_longest(classes, others, fillvalue="none")
+    index, pair = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    return f"class {index} is {pair[0]!r} in data set {name} and {pair[1]!r} in {other}"
 
 
 def check_datasets(names: Sequence[str]) -> None:

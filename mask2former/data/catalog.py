@@ -108,6 +108,8 @@ def _check_entry(path: Path, name: str, entry: Any) -> dict[str, Any]:
         )
     checked: dict[str, Any] = {"format": kind}
     for key in paths.keys() & entry.keys():
+        if not isinstance(entry[key], str):
+            raise DatasetError(f"{where}: {key} is {entry[key]!r}; write a path, in quotes")
         value = Path(os.path.abspath(path.parent / expand_path(entry[key])))
         if not value.exists():
             raise DatasetError(f"{where}: {key} {value} does not exist")

@@ -153,7 +153,9 @@ class TrainingMapper(PictureMapper):
 
     @classmethod
     def build_augmentations(cls, cfg: CfgNode) -> list[T.Augmentation]:
-        return build_resize_augmentation(cfg, crop_by_category=cls.crop_by_category)
+        return build_resize_augmentation(
+            cfg, crop_by_category=cls.crop_by_category, ignore_label=ignore_label(cfg)
+        )
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """Add ``image`` (C, h, w) and ``instances``: ``gt_classes`` (n,) int64

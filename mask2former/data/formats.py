@@ -22,8 +22,32 @@ Entry = Mapping[str, Any]
 PICTURE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".npy", ".png", ".tif", ".tiff", ".webp"}
 
 
+def read_categories(path: str, *keys: str) -> list[dict[str, Any]]:
+    """The categories of a COCO file, which have ``keys`` and ids of one type.
+
+    Raises:
+        DatasetError: they don't.
+    """
+    categories = read_json(path, "categories")
+    for category in categories:
+        require(path, "category", category, ("id", *keys))
+    if len({isinstance(category["id"], str) for category in categories}) > 1:
+        raise DatasetError(f"{path}: some category ids are texts, others numbers; write them alike")
+    return categories
+
+
+def require(path: str, what: str, item: Any, keys: Collection[str]) -> None:
+    """
+    Raises:
+        DatasetError: ``item`` has not all of ``keys``.
+    """
+    missing = [key for key in keys if not isinstance(item, dict) or key not in item]
+    if missing:
+        raise DatasetError(f"{path}: {what} {item} has no {missing[0]!r}; add it")
+
+
 def register_coco_instances(name: str, entry: Entry) -> None:
-    categories = read_json(entry["json"], "categories")
+    categories = read_categories(entry["json"], "name")
     ids = sorted(category["id"] for category in categories)
     names = {category["id"]: category["name"] for category in categories}
     DatasetCatalog.register(name, lambda: load_coco_instances(name, entry))
@@ -48,7 +72,7 @@ def load_coco_instances(name: str, entry: Entry) -> list[dict[str, Any]]:
 
 
 def register_coco_panoptic(name: str, entry: Entry) -> None:
-    categories = read_json(entry["panoptic_json"], "categories")
+    categories = read_categories(entry["panoptic_json"], "name", "isthing")
     # Things come first: COCO's evaluation of instances counts on their ids being 0, 1, 2, ...
     categories = sorted(categories, key=lambda c: (not c["isthing"], c["id"]))
     contiguous = {category["id"]: i for i, category in enumerate(categories)}
@@ -91,9 +115,12 @@ def load_coco_panoptic(
     """
     path = entry["panoptic_json"]
     content = read_json(path)
+    for image in content["images"]:
+        require(path, "image", image, ("id", "file_name", "height", "width"))
     images = {image["id"]: image for image in content["images"]}
     records = []
     for annotation in content["annotations"]:
+        require(path, "annotation", annotation, ("image_id", "file_name", "segments_info"))
         image = images.get(annotation["image_id"])
         if image is None:
             raise DatasetError(
@@ -132,12 +159,19 @@ def register_semantic(name: str, entry: Entry) -> None:
     where = f"data set {name}"
     if not classes or not all(isinstance(c.get("name"), str) for c in classes):
         raise DatasetError(f"{where}: classes must be a list of names, or of {{name, color}}")
+    if ignore_value < 0:
+        raise DatasetError(
+            f"{where}: ignore_value is {ignore_value}, but values of label maps are 0 or above; "
+            "give all classes in label_map instead: values that it does not name are ignored"
+        )
     if 0 <= ignore_value < len(classes):
         raise DatasetError(
             f"{where}: ignore_value {ignore_value} is also the number of class "
             f"{classes[ignore_value]['name']!r} (classes count from 0); choose another, or move "
             "the values with label_map"
         )
+    if not all(isinstance(n, int) for item in (label_map or {}).items() for n in item):
+        raise DatasetError(f"{where}: label_map must map values of label maps to class numbers")
     outside = [c for c in (label_map or {}).values() if not 0 <= c < len(classes)]
     if outside:
         raise DatasetError(
@@ -168,8 +202,8 @@ def load_semantic(name: str, entry: Entry) -> list[dict[str, Any]]:
     Raises:
         DatasetError: no picture has a label map.
     """
-    pictures = _files_by_stem(entry["image_root"], PICTURE_SUFFIXES)
-    labels = _files_by_stem(entry["label_root"], {".png", ".tif", ".tiff", ".bmp", ".npy"})
+    pictures = files_by_stem(entry["image_root"], PICTURE_SUFFIXES)
+    labels = files_by_stem(entry["label_root"], {".png", ".tif", ".tiff", ".bmp", ".npy"})
     common = sorted(pictures.keys() & labels.keys())
     if not common:
         raise DatasetError(
@@ -195,9 +229,24 @@ def load_semantic(name: str, entry: Entry) -> list[dict[str, Any]]:
     return records
 
 
-def _files_by_stem(root: str, suffixes: set[str]) -> dict[str, str]:
-    files = (path for path in Path(root).rglob("*") if path.suffix.lower() in suffixes)
-    return {path.relative_to(root).with_suffix("").as_posix(): str(path) for path in files}
+def files_by_stem(root: str | os.PathLike, suffixes: Collection[str]) -> dict[str, str]:
+    """The files below a folder, by their path in it without the suffix.
+
+    Raises:
+        DatasetError: two files share such a name.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(Path(root).rglob("*")):
+        if path.suffix.lower() not in suffixes:
+            continue
+        stem = path.relative_to(root).with_suffix("").as_posix()
+        if stem in found:
+            raise DatasetError(
+                f"{found[stem]} and {path} differ in their suffix only, and either could be meant; "
+                "keep pictures and label maps in folders of their own, and one file of each name"
+            )
+        found[stem] = str(path)
+    return found
 
 
 @dataclass(frozen=True)

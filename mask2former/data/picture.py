@@ -36,17 +36,25 @@ def read_label_map(path: str) -> np.ndarray:
     Raises:
         DatasetError: the file is missing, truncated or no picture.
     """
-    if Path(path).suffix.lower() == ".npy":
-        return _read_raw(path).squeeze(2).astype(np.int64)
-    return _read(path, None)
+    if Path(path).suffix.lower() != ".npy":
+        labels = _read(path, None)
+        return labels.astype(np.uint8) if labels.dtype == bool else labels
+    labels = _read_raw(path)
+    if labels.shape[2] != 1:
+        raise DatasetError(
+            f"{path} has {labels.shape[2]} channels; a label map has one, (height, width)"
+        )
+    return labels[:, :, 0].astype(np.int64)
 
 
 def apply_label_map(labels: np.ndarray, label_map: Mapping[int, int], ignore: int) -> np.ndarray:
     """Replace the values of a label map; values not among ``label_map`` become ``ignore``."""
-    table = np.full(max(int(labels.max(initial=0)), *label_map) + 1, ignore)
+    low, high = min(label_map), max(label_map)
+    table = np.full(high - low + 2, ignore)
     for value, class_id in label_map.items():
-        table[value] = class_id
-    return table[labels]
+        table[value - low] = class_id
+    outside = (labels < low) | (labels > high)
+    return table[np.where(outside, high + 1, labels) - low]
 
 
 def _read_raw(path: str) -> np.ndarray:

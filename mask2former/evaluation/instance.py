@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from hotcoco import mask as rle_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..data.check.masks import mask_fault
+from ..data.formats import require
 from ..errors import DatasetError
 from .boundary import mask_boundary
 from .report import percent_table, read_json
@@ -42,7 +45,7 @@ def average_precision(
     truth, results = read_json(gt_json), read_json(pred_json)
     if not isinstance(results, list):
         raise DatasetError(f"{pred_json} is no COCO results json: it must hold a list")
-    _check_truth(gt_json, truth, iou_type)
+    check_truth(gt_json, truth, iou_type)
     _check_results(pred_json, results, gt_json, truth, iou_type)
     return score_instances(truth, results, iou_type)
 
@@ -71,6 +74,7 @@ def score_instances(
     annotations = [
         {"iscrowd": 0, **annotation, "id": number, "image_id": numbers[annotation["image_id"]]}
         for number, annotation in enumerate(truth["annotations"], start=1)
+        if annotation["image_id"] in numbers  # others count for nothing
     ]
     images = [{**image, "id": numbers[image["id"]]} for image in truth["images"]]
     truth = {"images": images, "annotations": annotations, "categories": truth["categories"]}
@@ -169,17 +173,32 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _check_truth(path: str | os.PathLike, truth: Any, iou_type: str) -> None:
+def check_truth(path: str | os.PathLike, truth: Any, iou_type: str) -> None:
+    """
+    Raises:
+        DatasetError: instances cannot be scored against this content of a COCO json.
+    """
     lists = ("images", "annotations", "categories")
     if not isinstance(truth, dict) or not all(isinstance(truth.get(key), list) for key in lists):
         raise DatasetError(f"{path} is no COCO instances json: it must hold the lists {lists}")
+    sized = () if iou_type == "bbox" else ("height", "width")
+    for image in truth["images"]:
+        require(path, "image", image, ("id", *sized))
+    for category in truth["categories"]:
+        require(path, "category", category, ("id", "name"))
+    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in truth["images"]}
     for annotation in truth["annotations"]:
+        id_, image_id = (annotation.get(key) for key in ("id", "image_id"))
+        where = f"{path}: annotation {id_} of image id {image_id}"
         for key in ("image_id", "category_id", "area", SHAPE_KEYS[iou_type]):
             if key not in annotation:
-                raise DatasetError(
-                    f"{path}: annotation {annotation.get('id')} of image id "
-                    f"{annotation.get('image_id')} has no {key!r}; add it"
-                )
+                raise DatasetError(f"{where} has no {key!r}; add it")
+        if iou_type == "bbox" or image_id not in sizes:
+            continue
+        if not annotation["segmentation"]:
+            raise DatasetError(f"{where} has no mask; add it, or remove the annotation")
+        if fault := mask_fault(annotation["segmentation"], sizes[image_id]):
+            raise DatasetError(f"{where}: {fault[1]}")
 
 
 def _check_results(
@@ -205,6 +224,11 @@ def _check_results(
         )
     categories = {category["id"] for category in truth["categories"]}
     for result in results:
+        if not isinstance(result["score"], int | float) or not math.isfinite(result["score"]):
+            raise DatasetError(
+                f"{path}: a result of image id {result['image_id']} has the score "
+                f"{result['score']}; write a number"
+            )
         if shape_key not in result:
             raise DatasetError(f"{path} has results without {shape_key!r}; choose another IoU type")
         where = f"{path}: a result of image id {result['image_id']}"
@@ -213,7 +237,7 @@ def _check_results(
                 f"{where} has category_id {result['category_id']}, which {gt_json} does not know; "
                 "results hold the data set's category ids, not indices from 0"
             )
-        if iou_type == "segm":
+        if iou_type != "bbox":
             image = images[result["image_id"]]
             size = [image.get("height"), image.get("width")]
             rle = result[shape_key]

@@ -20,7 +20,7 @@ from hotcoco import mask as rle_mask
 from ..data.panoptic_png import rgb2id
 from ..data.picture import read_label_map
 from ..errors import DatasetError
-from .instance import ap_table, score_instances
+from .instance import ap_table, check_truth, score_instances
 from .report import read_json
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,8 @@ class InstanceEvaluator(DatasetEvaluator):
         path = metadata.get("json_file")
         if path and (os.path.isfile(path) or not metadata.get("panoptic_json")):
             self.truth = read_json(path)
+            for iou_type in self.iou_types:  # now, not after hours of inference
+                check_truth(path, self.truth, iou_type)
         mapping = metadata.get("thing_dataset_id_to_contiguous_id")
         if mapping is None:  # Detectron2 notes it down when it loads the set
             ids = sorted(category["id"] for category in self.truth["categories"])

@@ -7,7 +7,8 @@ A description in JSON says which files there are (paths relative to it)::
      "pictures": [{"truth": {"instances": "team_gt.png", "classes": {"47": 1, "198": 2, "0": 0}},
                    "prediction": {"instances": "team_pred.png", "classes": "team_class.png"}}]}
 
-A segment is what has the same class and the same value in ``instances``, a grey picture.
+A segment is what has the same class and the same value in ``instances``: a picture of one channel,
+whose values are taken as they are stored, or a colour picture, of which the grey values are.
 ``classes`` is a picture, of grey values that are category ids or of the categories' colours, or it
 says which class each value of ``instances`` has. ``void`` is the class of pixels that are no
 segment; its colour is black, if that is no category's.
@@ -28,6 +29,7 @@ from .panoptic import panoptic_quality
 from .report import read_json, save_json
 
 SIDES = ("truth", "prediction")
+NUMBERS = ("1", "L", "I;16", "I;16B", "I", "P")  # modes of pictures with one number a pixel
 
 
 def panoptic_quality_of_masks(
@@ -61,7 +63,7 @@ def _convert(description: Path, side: str, folder: Path) -> None:
     annotations = []
     (folder / side).mkdir()
     for number, (instance_file, classes) in enumerate(entries, start=1):
-        instances = _read(description.parent / instance_file, "L")
+        instances = _numbers(description.parent / instance_file)
         if isinstance(classes, str):
             path = description.parent / classes
             class_ids = _classes_of_picture(path, colors)
@@ -92,10 +94,24 @@ def _convert(description: Path, side: str, folder: Path) -> None:
 
 def _classes_of_picture(path: Path, colors: Mapping[Sequence[int], int]) -> np.ndarray:
     with _open(path) as picture:
-        if picture.mode in ("L", "I;16", "I", "P"):
+        if picture.mode in NUMBERS:
             return np.asarray(picture).astype(np.int64)
-    values = {int(rgb2id(np.array(color))): id_ for color, id_ in colors.items()}
-    return _look_up(rgb2id(_read(path, "RGB")), values, path)
+        values = {int(rgb2id(np.array(color))): id_ for color, id_ in colors.items()}
+        return _look_up(rgb2id(np.asarray(picture.convert("RGB"))), values, path)
+
+
+def _numbers(path: Path) -> np.ndarray:
+    """The stored values of a picture of one channel, the grey values of one with colours."""
+    with _open(path) as picture:
+        if picture.mode in NUMBERS:
+            return np.asarray(picture).astype(np.int64)
+        rgb, grey = (np.asarray(picture.convert(mode)).astype(np.int64) for mode in ("RGB", "L"))
+    if len(np.unique(rgb2id(rgb))) != len(np.unique(grey)):
+        raise DatasetError(
+            f"{path} has colours of the same grey value, and instances are told apart by that; "
+            "write them as numbers, in a picture of one channel"
+        )
+    return grey
 
 
 def _look_up(values: np.ndarray, classes: Mapping[int, int], path: Path) -> np.ndarray:
@@ -106,11 +122,6 @@ def _look_up(values: np.ndarray, classes: Mapping[int, int], path: Path) -> np.n
             "description gives no class; add it to classes or categories"
         )
     return np.array([classes[value] for value in found.tolist()])[inverse].reshape(values.shape)
-
-
-def _read(path: Path, mode: str) -> np.ndarray:
-    with _open(path) as picture:
-        return np.asarray(picture.convert(mode))
 
 
 def _open(path: Path) -> Image.Image:

@@ -96,6 +96,11 @@ def _count(
     )
     evaluation.evaluate()
     per_class = evaluation.results()["per_class"]
+    if any(counts["iou"] > counts["tp"] * (1 + 1e-9) for counts in per_class.values()):
+        raise DatasetError(
+            "areas of the ground-truth json are smaller than the segments of its PNGs, and "
+            "panoptic quality counts on them; correct them (tools/check_dataset.py finds which)"
+        )
     keys = ("iou", "tp", "fp", "fn")
     return {int(id_): np.array([c[key] for key in keys]) for id_, c in per_class.items()}
 

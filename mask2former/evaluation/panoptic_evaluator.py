@@ -116,7 +116,7 @@ class PanopticEvaluator(DatasetEvaluator):
             annotations: dict[str, dict[str, Any]] = {}  # by file name
             for annotation, png in itertools.chain.from_iterable(gathered):
                 file_name = annotation["file_name"]
-                if file_name in annotations:  # pictures of different folders may share a name
+                while file_name in annotations:  # pictures of different folders may share a name
                     file_name = f"{Path(file_name).stem}_{annotation['image_id']}.png"
                 annotations[file_name] = annotation | {"file_name": file_name}
                 (pred_folder / file_name).write_bytes(png)

@@ -12,11 +12,11 @@ training takes them for it, too. To leave pixels out, give the background a clas
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..data.formats import files_by_stem
 from ..data.picture import read_label_map
 from ..errors import DatasetError
 from .boundary import boundary_pixels
@@ -153,13 +153,13 @@ def count_folders(
     if missing := sorted(truths.keys() - predictions.keys()):
         raise DatasetError(
             f"{pred_folder} has no prediction for {len(missing)} label maps of {gt_folder}, the "
-            f"first being {truths[missing[0]].name}; predict them too, or remove them"
+            f"first being {truths[missing[0]]}; predict them too, or remove them"
         )
 
     def count(name: str) -> SemanticCounts:
         one = SemanticCounts(num_classes, ignore=ignore, boundary=boundary)
         try:
-            one.add(*(read_label_map(str(files[name])) for files in (truths, predictions)))
+            one.add(*(read_label_map(files[name]) for files in (truths, predictions)))
         except ValueError as error:
             if isinstance(error, DatasetError):
                 raise
@@ -174,9 +174,8 @@ def count_folders(
     return total
 
 
-def _label_maps(folder: str | os.PathLike) -> dict[str, Path]:
-    files = (path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES)
-    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+def _label_maps(folder: str | os.PathLike) -> dict[str, str]:
+    found = files_by_stem(folder, SUFFIXES)
     if not found:
         raise DatasetError(f"{folder} has no label maps ({', '.join(sorted(SUFFIXES))})")
     return found

@@ -250,7 +250,25 @@ def test_training_and_evaluation_use_it(sample_cfg, tmp_path):
     with pytest.raises(ConfigError, match="does not hold this model"):
         evaluate(sample_cfg)
     trainer = Trainer(sample_cfg)
-    trainer.resume_or_load()  # a start from nothing is no error
+    with pytest.raises(ConfigError, match="nothing in .* fits this model.* are backbone.x, the mo"):
+        trainer.resume_or_load()
     trainer.checkpointer.save("saved")
     saved = torch.load(tmp_path / "output" / "saved.pth", weights_only=True)
     assert len(saved["class_names"]) == sample_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+
+
+def test_a_class_head_of_another_width_is_left_as_it_is(build, tmp_path):
+    names = [f"class {i}" for i in range(9)]
+    path = save(tmp_path / "x.pth", build().state_dict())
+    model = build(**{"MODEL.MASK_FORMER.HIDDEN_DIM": 64})
+    report = load_weights(model, path, class_names=names, source_class_names=names[::-1])
+    assert f"{PREDICTOR}class_embed.weight" in report.mismatched
+
+
+def test_classes_in_another_order_are_told(build, tmp_path, caplog):
+    model = build()
+    checkpoint = {"model": model.state_dict(), "class_names": [f"class {i}" for i in range(9)]}
+    torch.save(checkpoint, tmp_path / "x.pth")
+    other = [f"class {i}" for i in (0, 2, 1, 3, 4, 5, 6, 7, 8)]
+    load_weights(model, str(tmp_path / "x.pth"), class_names=other, complete=True)
+    assert "class 1 of" in caplog.text and "'class 2' in the data set" in caplog.text

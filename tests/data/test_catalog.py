@@ -8,7 +8,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from mask2former.data import build_test_loader, build_train_loader, register_catalog
+from mask2former.data.build import class_difference, load_records
 from mask2former.data.catalog import register_dataset
+from mask2former.data.formats import load_semantic
+from mask2former.data.picture import apply_label_map
 from mask2former.errors import ConfigError, DatasetError
 
 
@@ -129,6 +132,9 @@ def test_semantic_folders(semantic_folders, sample_cfg, caplog):
         ({"classes": [1]}, "classes must be a list of names"),
         ({"ignore_value": 1}, "ignore_value 1 is also the number of class 'car'"),
         ({"label_map": {7: 2}}, "label_map leads to class 2, but there are classes 0 to 1"),
+        ({"label_map": {7: None}}, "label_map must map"),
+        ({"ignore_value": -1}, "ignore_value is -1.*label_map"),
+        ({"image_root": 2017}, "image_root is 2017; write a path"),
     ],
 )
 def test_malformed_semantic_entries(semantic_folders, change, message):
@@ -250,3 +256,47 @@ def test_an_unreadable_picture_ends_evaluation_in_one_line(sample_cfg, sample_ro
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"error: {path} cannot be read as a picture")
+
+
+def test_pictures_and_label_maps_in_one_folder(tmp_path):
+    """Which file is the picture must not be guessed."""
+    for name in ("0.jpg", "0.png"):
+        Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / name)
+    entry = {"image_root": str(tmp_path), "label_root": str(tmp_path)}
+    with pytest.raises(DatasetError, match=r"0\.jpg and .*0\.png differ in their suffix only"):
+        load_semantic("both", entry)
+
+
+def test_negative_labels_are_ignored_unless_named():
+    labels = np.array([[-1, 7], [26, 1000]])
+    assert apply_label_map(labels, {7: 0, 26: 1}, 255).tolist() == [[255, 0], [1, 255]]
+    assert apply_label_map(labels, {7: 0, -1: 1}, 255).tolist() == [[1, 0], [255, 255]]
+
+
+@pytest.mark.parametrize(
+    "categories, message",
+    [
+        ([{"id": 30}], r"x\.json: category .* has no 'name'"),
+        ([{"id": 30, "name": "a"}, {"id": "b", "name": "b"}], "ids are texts, others numbers"),
+    ],
+)
+def test_categories_that_cannot_be_registered(write_catalog, categories, message):
+    with pytest.raises(DatasetError, match=message):
+        register_catalog(write_catalog(categories=categories))
+
+
+def test_data_sets_of_different_classes_are_not_trained_on_together(sample_cfg, tmp_path):
+    for folder in ("pictures", "labels"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / folder / "a.png")
+    roots = {"image_root": str(tmp_path / "pictures"), "label_root": str(tmp_path / "labels")}
+    for name, classes in (("test_ab", ["a", "b"]), ("test_ba", ["b", "a"])):
+        register_dataset(name, {"format": "semantic", "classes": classes, **roots})
+    assert class_difference("test_ab", "test_ab") is None
+    try:
+        with pytest.raises(ConfigError, match="class 0 is 'a' in data set test_ab and 'b' in"):
+            load_records(sample_cfg, ("test_ab", "test_ba"), training=True)
+    finally:
+        for name in ("test_ab", "test_ba"):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)

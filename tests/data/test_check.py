@@ -265,6 +265,8 @@ def test_panoptic_png_and_json(sample_cfg, sample_root, tmp_path):
     second["segments_info"][0]["id"] = 2**24 - 5
     third["segments_info"][0]["area"] += 1
     third["segments_info"][1]["category_id"] = 999
+    fourth = content["annotations"][3]["segments_info"]
+    fourth.append(dict(fourth[0], id=0))
     path = folder / content["annotations"][3]["file_name"]
     ids = rgb2id(np.asarray(Image.open(path)))
     Image.fromarray(id2rgb(ids[:-1])).save(path)
@@ -291,7 +293,8 @@ def test_panoptic_png_and_json(sample_cfg, sample_root, tmp_path):
     assert [kind for kind, id_ in found if id_ == f"image id {three}, segment id {unknown}"] == [
         "unknown category"
     ]
-    assert {"unknown category", "label map of another size"} <= set(kinds)
+    assert {"unknown category", "label map of another size", "malformed entry"} <= set(kinds)
+    assert any("'id' is 0, and must be a number from 1" in f.message for f in report.findings)
 
 
 def test_semantic_label_maps(tiny_cfg, tmp_path):
@@ -319,6 +322,10 @@ def test_semantic_label_maps(tiny_cfg, tmp_path):
     MetadataCatalog.get("rooms_of_detectron2").set(stuff_classes=classes)
     (used,) = record_findings(["rooms_of_detectron2"], records, tiny_cfg)
     assert used.severity == "error" and "'ceiling'" in used.message
+    tiny_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 1  # then all other values are background
+    assert "value that is no class" not in {
+        f.kind for f in check_dataset("rooms", tiny_cfg).findings
+    }
     tiny_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
     with pytest.raises(DatasetError, match="the data set has 3 classes; set NUM_CLASSES to 3"):
         load_records(tiny_cfg, ["rooms"], training=True)

@@ -269,6 +269,18 @@ def test_pictures_of_one_name_are_kept_apart(two_folders, tmp_path):
     assert names == ["a.png", "a_2.png"]
 
 
+def test_a_new_name_may_be_taken_too(two_folders, tmp_path):
+    """x/a.jpg would become a_2.png, which another picture already is."""
+    evaluator = PanopticEvaluator(dataset_name=two_folders, output_dir=tmp_path / "kept")
+    evaluator.reset()
+    for image_id, name in ((7, "a_2"), (1, "a"), (2, "a")):
+        output = {"panoptic_seg": (torch.tensor(TRUTH, dtype=torch.int32), SEGMENTS)}
+        evaluator.process([{"image_id": image_id, "file_name": f"{name}.jpg"}], [output])
+    evaluator.evaluate()
+    names = sorted(path.name for path in (tmp_path / "kept" / "panoptic_png").iterdir())
+    assert names == ["a.png", "a_2.png", "a_2_2.png"]
+
+
 @pytest.mark.parametrize("class_id, isthing", [(7, False), (1, True)])
 def test_classes_that_the_set_does_not_have_are_named(two_folders, class_id, isthing):
     evaluator = PanopticEvaluator(dataset_name=two_folders)

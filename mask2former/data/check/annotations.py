@@ -15,6 +15,7 @@ from .entries import (
     KEYED,
     OBJECT,
     PANOPTIC,
+    PANOPTIC_CATEGORY,
     SEGMENT,
     Field,
     entry_fault,
@@ -64,7 +65,7 @@ class CocoFile:
         if not self.categories:
             raise DatasetError(f"{path} has no category; add those of its annotations")
         # Their ids alone let the annotations be read.
-        self._check(self.categories, CATEGORY, "categories")
+        self._check(self.categories, PANOPTIC_CATEGORY if panoptic else CATEGORY, "categories")
         self.annotations = self._well_formed("annotations", PANOPTIC if panoptic else OBJECT)
         if panoptic:
             self.annotations = [

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -53,6 +53,7 @@ BOX = Field("four numbers: x, y, width, height", _is_box, required=False)
 IMAGE = {"id": ID, "file_name": TEXT, "height": PIXELS, "width": PIXELS}
 KEYED = {"id": ID}
 CATEGORY = KEYED | {"name": TEXT, "isthing": FLAG}
+PANOPTIC_CATEGORY = CATEGORY | {"isthing": replace(FLAG, required=True)}
 OBJECT = {
     "id": ID,
     "image_id": ID,
@@ -77,7 +78,8 @@ PANOPTIC = {
     "segments_info": Field("a list", lambda value: isinstance(value, list)),
 }
 SEGMENT = {
-    "id": Field("a whole number of 0 or above", lambda value: is_whole(value) and value >= 0),
+    # 0 is no segment, and a colour has 24 bits.
+    "id": Field("a number from 1 to 16777215", lambda v: isinstance(v, int) and 0 < v < 1 << 24),
     "category_id": ID,
     "iscrowd": FLAG,
     "bbox": BOX,

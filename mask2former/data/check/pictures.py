@@ -142,14 +142,16 @@ def _panoptic(record: Record, png: np.ndarray, size: tuple[int, int] | None) -> 
                 "segment of another area",
                 path,
                 record_id(record, "segment id", id_),
-                f"the json says {segment['area']} pixels, the PNG has {area}; small, medium and "
-                "large objects are told apart by this number: correct it",
+                f"the json says {segment['area']} pixels, the PNG has {area}; panoptic quality "
+                "and the size of objects are computed from this number: correct it",
             )
 
 
 def _values(
     record: Record, pixels: Counter[int], num_classes: int, ignore_label: int
 ) -> Iterator[Finding]:
+    if num_classes == 1:  # all other values are background
+        return
     for value in sorted(v for v in pixels if not 0 <= v < num_classes):
         yield Finding(
             "error",
