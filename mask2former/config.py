@@ -38,6 +38,9 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     cfg.TEST.BOUNDARY = False
     # What inference computes in: float32; bfloat16 or float16, which are faster and not the same.
     cfg.TEST.PRECISION = "float32"
+    # torch.compile for inference: "" is off; default, reduce-overhead (CUDA graphs, one for each
+    # size of pictures) or max-autotune. The first pictures take minutes.
+    cfg.TEST.COMPILE = ""
 
     # --- solver -----------------------------------------------------------------------------
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # or SGD

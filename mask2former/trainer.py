@@ -30,7 +30,7 @@ from .data import (
 from .errors import ConfigError
 from .evaluation import build_evaluator, inference_on_dataset
 from .modeling import SemanticSegmentorWithTTA  # importing the package registers the model
-from .modeling.fusion import fuse_batch_norm
+from .modeling.fusion import prepare_for_inference
 from .solver import build_optimizer
 
 logger = logging.getLogger(__name__)
@@ -237,7 +237,7 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
     augmented = SemanticSegmentorWithTTA(cfg, model) if cfg.TEST.AUG.ENABLED else None
     names = class_names(cfg.DATASETS.TEST[0])
     load_weights(model, cfg.MODEL.WEIGHTS, class_names=names, complete=True)
-    fuse_batch_norm(model)
+    prepare_for_inference(model, cfg.TEST.COMPILE)
     results = Trainer.test(cfg, model)
     if augmented is not None:
         results.update(test_with_augmentation(cfg, augmented))

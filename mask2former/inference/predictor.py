@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from ..checkpoint import load_weights
 from ..data.dataset_mapper import to_tensor
 from ..errors import ConfigError
-from ..modeling.fusion import fuse_batch_norm
+from ..modeling.fusion import prepare_for_inference
 
 
 class Predictor:
@@ -31,7 +31,7 @@ class Predictor:
             raise ConfigError("DATASETS.TEST must name the data set whose classes the model knows")
         self.model = build_model(cfg).eval()
         load_weights(self.model, cfg.MODEL.WEIGHTS, complete=True)
-        fuse_batch_norm(self.model)
+        prepare_for_inference(self.model, cfg.TEST.COMPILE)
         self.image_format = cfg.INPUT.FORMAT
         self.metadata = MetadataCatalog.get(names[0])
         self.resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)

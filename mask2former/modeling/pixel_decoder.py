@@ -262,7 +262,8 @@ class MSDeformAttnEncoderLayer(nn.Module):
 
 def by_tokens(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """``function`` of (B, S, ...) tensors, as many tokens at a time as stay in a CPU's cache."""
-    if torch.is_grad_enabled() or inputs[0].device.type != "cpu":
+    on_gpu = inputs[0].device.type != "cpu"
+    if on_gpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*inputs)
     chunks = zip(*(x.split(TOKENS_IN_CACHE, dim=1) for x in inputs))
     return torch.cat([function(*chunk) for chunk in chunks], dim=1)

@@ -5,7 +5,12 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 
-from mask2former.modeling.fusion import fuse_batch_norm
+from mask2former.errors import ConfigError
+from mask2former.modeling.fusion import (
+    compile_parts,
+    fuse_batch_norm,
+    prepare_for_inference,
+)
 
 
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN", "SyncBN"])
@@ -31,3 +36,15 @@ def test_the_model_is_the_same(tiny_cfg, norm):
             torch.testing.assert_close(
                 fused.backbone(images)[name], expected, rtol=1e-4, atol=1e-4 * expected.abs().max()
             )
+
+
+@torch.no_grad()
+def test_the_compiler_takes_backbone_and_head_as_a_whole(tiny_cfg):
+    """Traced without a break; what it generates from that is torch's matter."""
+    model = build_model(tiny_cfg).eval()
+    inputs = [{"image": (torch.rand(3, 64, 96) * 255).byte()}]
+    expected = model(inputs)[0]["sem_seg"]
+    compile_parts(model, backend="eager")
+    torch.testing.assert_close(model(inputs)[0]["sem_seg"], expected)
+    with pytest.raises(ConfigError, match="TEST.COMPILE is 'fast'; it must be '' or one of"):
+        prepare_for_inference(model, "fast")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former import load_config
-from mask2former.modeling.fusion import fuse_batch_norm
+from mask2former.modeling.fusion import prepare_for_inference
 from mask2former.trainer import adapt_to_machine
 
 from . import add_common_arguments, describe_machine, measure, peak_memory, synchronize
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
     model, inputs = model_and_inputs(cfg, args)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    fuse_batch_norm(model)
+    prepare_for_inference(model, cfg.TEST.COMPILE)
     times = parts_of(model, inputs, args.repeats, device)
     ideal = time_of_products(model, inputs, device)
 
@@ -81,7 +81,7 @@ def memory_of_inference(cfg: CfgNode, args: argparse.Namespace) -> float:
     """Peak gigabytes of a process that does nothing else."""
     adapt_to_machine(cfg)
     model, inputs = model_and_inputs(cfg, args)
-    fuse_batch_norm(model)
+    prepare_for_inference(model, cfg.TEST.COMPILE)
     for _ in range(2):
         model(inputs)
     return peak_memory(cfg.MODEL.DEVICE)
