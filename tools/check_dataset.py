@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from mask2former import load_config
-from mask2former.data import check_datasets
+from mask2former.data import build_training_mapper, check_datasets
 from mask2former.data.check import check_dataset
 from mask2former.data.check.sheet import annotation_sheet
 from mask2former.errors import ConfigError, report_user_errors
@@ -30,6 +30,7 @@ def main() -> int:
     if not names:
         raise ConfigError("DATASETS.TRAIN and DATASETS.TEST name no data set to check")
     check_datasets(names)
+    build_training_mapper(cfg)  # whether there is one of that name
     reports = []
     for name in names:
         report = check_dataset(name, cfg, read_pictures=not args.quick, workers=args.workers)

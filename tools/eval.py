@@ -120,10 +120,14 @@ def parse_arguments() -> argparse.Namespace:
         "checkpoint", help="run a model on DATASETS.TEST and score it", parents=[common]
     )
     checkpoint.set_defaults(run=evaluate_checkpoint)
-    checkpoint.add_argument("--config-file", required=True)
-    checkpoint.add_argument("--weights", required=True)
     checkpoint.add_argument(
-        "--output-dir", default=os.path.join("output", "eval"), help="log and predictions"
+        "--config-file", required=True, help="of the model; its DATASETS.TEST counts"
+    )
+    checkpoint.add_argument("--weights", required=True, help="a file, or a zoo:// name")
+    checkpoint.add_argument(
+        "--output-dir",
+        default=os.path.join("output", "eval"),
+        help="log and predictions (default: output/eval)",
     )
     checkpoint.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides")
 

@@ -107,12 +107,15 @@ def _check_entry(path: Path, name: str, entry: Any) -> dict[str, Any]:
             f"{kind} has {list(required)}"
         )
     checked: dict[str, Any] = {"format": kind}
-    for key in paths.keys() & entry.keys():
+    for key in [key for key in paths if key in entry]:
         if not isinstance(entry[key], str):
             raise DatasetError(f"{where}: {key} is {entry[key]!r}; write a path, in quotes")
         value = Path(os.path.abspath(path.parent / expand_path(entry[key])))
         if not value.exists():
-            raise DatasetError(f"{where}: {key} {value} does not exist")
+            hint = ""
+            if "DETECTRON2_DATASETS" in entry[key]:
+                hint = "; set DETECTRON2_DATASETS to the folder of your data sets"
+            raise DatasetError(f"{where}: {key} {value} does not exist{hint}")
         checked[key] = str(value)
     for key in values.keys() & entry.keys():
         expected = values[key][0]

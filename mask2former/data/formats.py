@@ -13,6 +13,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.utils.colormap import colormap
 
 from ..errors import DatasetError
 
@@ -178,6 +179,7 @@ def register_semantic(name: str, entry: Entry) -> None:
             f"{where}: label_map leads to class {outside[0]}, but there are classes 0 to "
             f"{len(classes) - 1}; values that it does not name are ignored"
         )
+    palette = colormap(rgb=True, maximum=255).astype(int)
     DatasetCatalog.register(name, lambda: load_semantic(name, entry))
     metadata = MetadataCatalog.get(name).set(
         image_root=entry["image_root"],
@@ -192,8 +194,12 @@ def register_semantic(name: str, entry: Entry) -> None:
     )
     if label_map:
         metadata.set(label_map=dict(label_map))
-    if all("color" in c for c in classes):
-        metadata.set(stuff_colors=[c["color"] for c in classes])
+    # Fixed ones for the others: Detectron2 would draw new ones for each picture.
+    metadata.set(
+        stuff_colors=[
+            c.get("color", palette[i % len(palette)].tolist()) for i, c in enumerate(classes)
+        ]
+    )
 
 
 def load_semantic(name: str, entry: Entry) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ class DatasetReport:
     """What :func:`check_dataset` found.
 
     Attributes:
-        classes: (name, objects or segments, pictures with one, pixels or 0) of each class.
+        classes: (name, objects or segments, pictures with it, pixels or 0) of each class.
         objects_per_picture: crowds not counted; empty where only pixels tell.
     """
 
@@ -56,9 +56,11 @@ class DatasetReport:
             pixels = sum(row[3] for row in self.classes)
             headers = ["class", "objects", "pictures"] + (["pixels %"] if pixels else [])
             rows = [
-                [*row[:3], 100 * row[3] / pixels] if pixels else list(row[:3])
-                for row in self.classes
+                [*row[:3], 100 * row[3] / max(pixels, 1)][: len(headers)] for row in self.classes
             ]
+            if not self.objects_per_picture:
+                headers.remove("objects")
+                rows = [[row[0], *row[2:]] for row in rows]
             parts.append(tabulate(rows, headers=headers, floatfmt=".2f"))
         parts.append(format_findings(self.findings, limit=limit) or "nothing to complain about")
         return "\n\n".join(parts)
@@ -92,14 +94,17 @@ def check_dataset(
     metadata = MetadataCatalog.get(name)
     from_json = metadata.get("json_file") and not metadata.get("panoptic_json")
     report.findings += thorough_findings(report.records, annotations=not from_json)
-    pixels = _read(report, cfg, workers) if read_pictures else Counter()
-    _count(report, cfg, pixels)
+    pixels, pictures = _read(report, cfg, workers) if read_pictures else (Counter(), Counter())
+    _count(report, cfg, pixels, pictures)
     return report
 
 
-def _read(report: DatasetReport, cfg: CfgNode, workers: int | None) -> Counter[int]:
-    """Open all files of a data set and add what is wrong with them; its pixels by class."""
+def _read(
+    report: DatasetReport, cfg: CfgNode, workers: int | None
+) -> tuple[Counter[int], Counter[int]]:
+    """Open all files of a data set and add what is wrong; pixels and pictures by class."""
     pixels: Counter[int] = Counter()
+    pictures: Counter[int] = Counter()
     missing = {f.file for f in report.findings if f.kind == "missing file"}
     # Segments that were left out in reading lack in the records, not in the json.
     left_out = {f.id for f in report.findings if f.kind == "unknown category"}
@@ -124,7 +129,8 @@ def _read(report: DatasetReport, cfg: CfgNode, workers: int | None) -> Counter[i
             and not (f.kind == "segment without entry" and f.id in left_out)
         ]
         pixels += item.pixels
-    return pixels
+        pictures.update(item.pixels.keys())
+    return pixels, pictures
 
 
 def load_mended(name: str) -> list[Record]:
@@ -154,7 +160,9 @@ def load_mended(name: str) -> list[Record]:
         return load_coco_panoptic(entry, contiguous, set(things.values()))
 
 
-def _count(report: DatasetReport, cfg: CfgNode, pixels: Counter[int]) -> None:
+def _count(
+    report: DatasetReport, cfg: CfgNode, pixels: Counter[int], with_pixels: Counter[int]
+) -> None:
     mapper = cfg.INPUT.DATASET_MAPPER_NAME
     objects, pictures = Counter(), Counter()
     for record in report.records:
@@ -168,6 +176,8 @@ def _count(report: DatasetReport, cfg: CfgNode, pixels: Counter[int]) -> None:
     names: Sequence[str] = class_names(report.name) or [
         str(i) for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     ]
+    if not report.objects_per_picture:  # label maps alone: there is nothing to count but pixels
+        pictures = with_pixels
     report.classes = [
         (class_name, objects[i], pictures[i], pixels[i]) for i, class_name in enumerate(names)
     ]
