@@ -33,7 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def batched_product(a: Tensor, b: Tensor) -> Tensor:
-    """(B, n, k) @ (B, k, m), by :func:`linear` in inference."""
+    """(B, n, k) @ (B, k, m), without gradients by :func:`linear`."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return a @ b
     products = [linear(x, y.t()) for x, y in zip(a, b, strict=True)]

@@ -157,9 +157,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         ):
             level = i % self.num_feature_levels
             decoded.append(self.decoder_norm(queries))
-            with torch.no_grad():
-                mask_embedding = self.mask_embed(decoded[-1])
-                attend = attention_mask(mask_embedding, level_mask_features[level])
+            # Not under no_grad: autocast may keep the weights it casts there, without gradients.
+            mask_embedding = self.mask_embed(decoded[-1]).detach()
+            attend = attention_mask(mask_embedding, level_mask_features[level])
             queries = cross_attention(queries, keys[level], values[level], attend, query_position)
             queries = self_attention(queries, query_position)
             queries = ffn(queries)

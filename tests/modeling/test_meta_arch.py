@@ -160,3 +160,17 @@ def test_precision_of_inference(tiny_cfg):
     tiny_cfg.TEST.PRECISION = "bf16"
     with pytest.raises(ConfigError, match="TEST.PRECISION is 'bf16'; it must be one of"):
         build_model(tiny_cfg)
+
+
+def test_the_mask_head_learns_under_autocast(tiny_cfg):
+    """Weights cast without gradients would stay in autocast's cache for the predictions."""
+    decoder = build_model(tiny_cfg).train().sem_seg_head.predictor
+    in_channels, mask_dim = (
+        tiny_cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM,
+        tiny_cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
+    )
+    memories = [torch.randn(1, in_channels, side, side) for side in (2, 4, 8)]
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = decoder(memories, torch.randn(1, mask_dim, 16, 16))
+    outputs["mask_embeddings"].float().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in decoder.mask_embed.parameters())
