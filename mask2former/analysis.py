@@ -177,6 +177,7 @@ def _flop_formulas() -> dict[object, Callable[..., int]]:
     }
     if backend("cpu").name == "compiled":
         formulas[torch.ops.mask2former.ms_deform_attn] = _ms_deform_attn_flops
+        formulas[torch.ops.mask2former.ms_deform_attn_fused] = _ms_deform_attn_flops
     return formulas
 
 
@@ -186,11 +187,9 @@ def _attention_flops(
     return sdpa_flop_count(query, key, value)
 
 
-def _ms_deform_attn_flops(
-    value: Shape, spatial_shapes: list[int], locations: Shape, weights: Shape, **kwargs: object
-) -> int:
-    """value: (B, S, M, D); weights: (B, Q, M, L, P), one for each sample point."""
-    return 2 * 5 * prod(weights) * value[-1]
+def _ms_deform_attn_flops(value: Shape, *args: object, **kwargs: object) -> int:
+    """value: (B, S, M, D); last, weights or logits (B, Q, M, L, P), one for each sample point."""
+    return 2 * 5 * prod(args[-1]) * value[-1]
 
 
 def _grid_sample_flops(*args: object, out_shape: Shape, **kwargs: object) -> int:

@@ -1,12 +1,19 @@
 """Multi-scale deformable attention, the compiled operator of Mask2Former.
 
-`ms_deform_attn` calls the compiled library for the tensors' device; where there is none, it warns
-once and calls `ms_deform_attn_reference`. `backend` tells which, and why. An error inside the
-compiled operator is raised as it is.
+`ms_deform_attn`, and `ms_deform_attn_fused` for the projections before they are locations and
+weights, call the compiled library for the tensors' device; where there is none, they warn once and
+call `ms_deform_attn_reference`. `backend` tells which, and why. An error inside the compiled
+operator is raised as it is.
 """
 
 from .library import BackendStatus, backend
-from .ms_deform_attn import ms_deform_attn
+from .ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 from .reference import ms_deform_attn_reference
 
-__all__ = ["BackendStatus", "backend", "ms_deform_attn", "ms_deform_attn_reference"]
+__all__ = [
+    "BackendStatus",
+    "backend",
+    "ms_deform_attn",
+    "ms_deform_attn_fused",
+    "ms_deform_attn_reference",
+]

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: the function, and its operator's fake and autograd formulas.
+"""Multi-scale deformable attention: the functions, and their operators' fake and autograd formulas.
 
 B pictures, S pixels of all levels together, Q queries, M heads, D channels of a head, L levels,
 P points.
@@ -51,6 +51,44 @@ def ms_deform_attn(
         sizes = [size for shape in spatial_shapes for size in shape]
         return torch.ops.mask2former.ms_deform_attn(value, sizes, locations, weights)
     return ms_deform_attn_reference(value, spatial_shapes, locations, weights)
+
+
+def ms_deform_attn_fused(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """`ms_deform_attn` at point + offset with softmax(logits), neither of which reaches memory.
+
+    Args:
+        value, spatial_shapes: as there.
+        reference_points: (Q, 2), x and y in [0, 1] of the picture.
+        sampling_offsets: (B, Q, M, L, P, 2), added to them.
+        attention_logits: (B, Q, M, L, P); the softmax is over the L * P of a query and head.
+
+    Returns and raises what `ms_deform_attn` does; errors call the offsets ``sampling_locations``
+    and the logits ``attention_weights``.
+    """
+    _check(value, spatial_shapes, sampling_offsets, attention_logits)
+    if reference_points.shape != (sampling_offsets.shape[1], 2):
+        raise ValueError(
+            f"reference_points has shape {tuple(reference_points.shape)}, expected "
+            f"{(sampling_offsets.shape[1], 2)} (Q, 2)"
+        )
+    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+    raw = [t.to(dtype) for t in (reference_points, sampling_offsets, attention_logits)]
+    if use_compiled(value.device.type):
+        sizes = [size for shape in spatial_shapes for size in shape]
+        return torch.ops.mask2former.ms_deform_attn_fused(value, sizes, *raw)
+    return ms_deform_attn_reference(value, spatial_shapes, *_finish(*raw))
+
+
+def _finish(reference_points: Tensor, offsets: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Sampling locations and attention weights."""
+    locations = reference_points[:, None, None, None] + offsets
+    return locations, logits.flatten(3).softmax(-1).view(logits.shape)
 
 
 def _check(
@@ -134,12 +172,44 @@ def _backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_value, None, grad_locations, grad_weights
 
 
+def _fused_fake(
+    value: Tensor, spatial_shapes: list[int], reference: Tensor, offsets: Tensor, logits: Tensor
+) -> Tensor:
+    return _forward_fake(value, spatial_shapes, offsets, logits)
+
+
+def _save_fused(ctx, inputs: tuple, output: Tensor) -> None:
+    value, ctx.spatial_shapes, reference, offsets, logits = inputs
+    ctx.save_for_backward(value, reference, offsets, logits)
+
+
+def _fused_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    value, *raw = ctx.saved_tensors
+    locations, weights = _finish(*raw)
+    grad_value, grad_offsets, grad_weights = torch.ops.mask2former.ms_deform_attn_backward(
+        grad,
+        value,
+        ctx.spatial_shapes,
+        locations,
+        weights,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    product = weights * grad_weights  # of the softmax: w * (g - the sum of w * g)
+    grad_logits = product - weights * product.sum((-2, -1), keepdim=True)
+    grad_reference = grad_offsets.sum((0, 2, 3, 4)) if ctx.needs_input_grad[2] else None
+    return grad_value, None, grad_reference, grad_offsets, grad_logits
+
+
 def _double_backward(ctx, *grads: Tensor) -> None:
     raise NotImplementedError("ms_deform_attn has no second derivative")
 
 
 if backend("cpu").name == "compiled":
     torch.library.register_fake("mask2former::ms_deform_attn", _forward_fake)
+    torch.library.register_fake("mask2former::ms_deform_attn_fused", _fused_fake)
     torch.library.register_fake("mask2former::ms_deform_attn_backward", _backward_fake)
     torch.library.register_autograd("mask2former::ms_deform_attn", _backward, setup_context=_save)
+    torch.library.register_autograd(
+        "mask2former::ms_deform_attn_fused", _fused_backward, setup_context=_save_fused
+    )
     torch.library.register_autograd("mask2former::ms_deform_attn_backward", _double_backward)

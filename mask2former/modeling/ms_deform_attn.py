@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import mask2former_ops
 
@@ -72,11 +71,11 @@ class MSDeformAttn(nn.Module):
         grid = (batch, num_queries, self.n_heads, self.n_levels, self.n_points)
         with torch.autocast(query.device.type, enabled=False):  # places need the precision
             offsets = self._offsets(query.float(), spatial_shapes).view(*grid, 2)
-        locations = reference_points[:, None, None, None] + offsets
-        weights = self.attention_weights(query).view(*grid[:3], -1)
-        weights = F.softmax(weights, dim=-1).view(grid)
+        logits = self.attention_weights(query).view(grid)
         value = self.value_proj(value).unflatten(-1, (self.n_heads, -1))  # (B, S, M, C / M)
-        sampled = mask2former_ops.ms_deform_attn(value, spatial_shapes, locations, weights)
+        sampled = mask2former_ops.ms_deform_attn_fused(
+            value, spatial_shapes, reference_points, offsets, logits
+        )
         return self.output_proj(sampled)
 
     def _offsets(self, query: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> Tensor:

@@ -83,4 +83,14 @@ inline Sizes check_inputs(const Tensor& value, const std::vector<int64_t>& shape
   return sizes;
 }
 
+// Of the fused form, once check_inputs has passed.
+inline void check_reference(const Tensor& reference, const Tensor& offsets) {
+  check_shape("reference_points", reference, {offsets.size(1), 2});
+  STD_TORCH_CHECK(reference.scalar_type() == offsets.scalar_type() &&
+                      reference.is_cpu() == offsets.is_cpu() &&
+                      reference.get_device_index() == offsets.get_device_index(),
+                  "ms_deform_attn: reference_points must have the type and device of "
+                  "sampling_offsets");
+}
+
 }  // namespace msda

@@ -41,6 +41,10 @@ using torch::stable::Tensor;
   MSDA_MULTIVERSION void backward_rows(msda::Block<A>& block, const A* value, A* grad_value,  \
                                        int64_t rows) {                                       \
     msda::backward_rows(block, value, grad_value, rows);                                     \
+  }                                                                                          \
+  MSDA_MULTIVERSION void finish_projection(msda::Block<A>& block, const A* reference,         \
+                                           int64_t rows) {                                   \
+    msda::finish_projection(block, reference, rows);                                         \
   }
 #define MSDA_COPIES(T, A)                                                                      \
   MSDA_MULTIVERSION void copy_rows(const T* from, int64_t from_stride, A* to, int64_t to_stride, \
@@ -61,11 +65,13 @@ MSDA_COPIES(float, Half)
 // ---- From tensors to blocks ---------------------------------------------------------------------
 
 // T is the type of the values in memory; A is the type computed in: double for double, else float.
+// With reference points, `locations` are offsets from them and `attention` are logits.
 template <typename T, typename A>
 struct Arrays {
   const T* value;      // (B, S, M, D)
   const A* locations;  // (B, Q, M, L, P, 2)
   const A* attention;  // (B, Q, M, L, P)
+  const A* reference = nullptr;  // (Q, 2)
 };
 
 // A slice is what one picture and head have of each array. Its values are copied, in the type that
@@ -85,6 +91,7 @@ void load_samples(const msda::Sizes& sizes, const Arrays<T, A>& in, int64_t row,
   const int64_t n = block.n, M = sizes.M;
   copy_rows(in.locations + row * 2 * n, M * 2 * n, block.locations, 2 * n, rows, 2 * n);
   copy_rows(in.attention + row * n, M * n, block.attention, n, rows, n);
+  if (in.reference) finish_projection(block, in.reference + row / M % sizes.Q * 2, rows);
 }
 
 // f(row, rows) for each block of the queries [begin, end) of a slice: the index among B * Q * M of
@@ -161,19 +168,25 @@ void dispatch(ScalarType type, const F& f) {
 // Less work than this many multiply-adds is not worth another thread.
 constexpr int64_t kGrain = 1 << 17;
 
-Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t> spatial_shapes,
-                      const Tensor& sampling_locations, const Tensor& attention_weights) {
+// `reference_points` may be null: see Arrays.
+Tensor run_forward(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
+                   const Tensor* reference_points, const Tensor& sampling_locations,
+                   const Tensor& attention_weights) {
   const msda::Sizes sizes =
       check_inputs(value, spatial_shapes, sampling_locations, attention_weights);
+  if (reference_points) msda::check_reference(*reference_points, sampling_locations);
   const Tensor v = torch::stable::contiguous(value);
   const Tensor locations = torch::stable::contiguous(sampling_locations);
   const Tensor attention = torch::stable::contiguous(attention_weights);
+  const Tensor reference =
+      torch::stable::contiguous(reference_points ? *reference_points : attention_weights);
   Tensor out = torch::stable::new_empty(value, {sizes.B, sizes.Q, sizes.M * sizes.D});
   dispatch(value.scalar_type(), [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
     const Arrays<T, A> in{v.const_data_ptr<T>(), locations.const_data_ptr<A>(),
-                          attention.const_data_ptr<A>()};
+                          attention.const_data_ptr<A>(),
+                          reference_points ? reference.const_data_ptr<A>() : nullptr};
     T* to = out.mutable_data_ptr<T>();
     const int64_t row_work = 4 * sizes.samples() * std::max<int64_t>(sizes.D, 1);
     torch::stable::parallel_for(0, sizes.B * sizes.M * sizes.Q, kGrain / row_work + 1,
@@ -182,6 +195,17 @@ Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t> spatial_sh
                                 });
   });
   return out;
+}
+
+Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t> spatial_shapes,
+                      const Tensor& sampling_locations, const Tensor& attention_weights) {
+  return run_forward(value, spatial_shapes, nullptr, sampling_locations, attention_weights);
+}
+
+Tensor ms_deform_attn_fused(const Tensor& value, const std::vector<int64_t> spatial_shapes,
+                            const Tensor& reference_points, const Tensor& sampling_offsets,
+                            const Tensor& attention_logits) {
+  return run_forward(value, spatial_shapes, &reference_points, sampling_offsets, attention_logits);
 }
 
 std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
@@ -225,6 +249,9 @@ STABLE_TORCH_LIBRARY(mask2former, m) {
       "ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, "
       "Tensor attention_weights) -> Tensor");
   m.def(
+      "ms_deform_attn_fused(Tensor value, SymInt[] spatial_shapes, Tensor reference_points, "
+      "Tensor sampling_offsets, Tensor attention_logits) -> Tensor");
+  m.def(
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
       "Tensor sampling_locations, Tensor attention_weights, bool deterministic) -> "
       "(Tensor, Tensor, Tensor)");
@@ -232,5 +259,6 @@ STABLE_TORCH_LIBRARY(mask2former, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(mask2former, CPU, m) {
   m.impl("ms_deform_attn", TORCH_BOX(&ms_deform_attn));
+  m.impl("ms_deform_attn_fused", TORCH_BOX(&ms_deform_attn_fused));
   m.impl("ms_deform_attn_backward", TORCH_BOX(&ms_deform_attn_backward));
 }

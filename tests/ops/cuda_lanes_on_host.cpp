@@ -32,21 +32,33 @@ void for_samples(const msda::Sizes& sizes, const msda::Levels& levels, const F& 
   }
 }
 
+template <typename Samples>
+void forward_of(const msda::Sizes& sizes, const msda::Levels& levels, const double* value,
+                const Samples& samples, double* out) {
+  for_samples(sizes, levels, [&](Row row, int64_t channel, int64_t sample, int64_t first,
+                                 int height, int width) {
+    const msda::Sample<double> at = samples.row(sizes, row.index)(sample);
+    msda::Place<double> place;
+    if (!msda::locate(at.x, at.y, height, width, place)) return;
+    double sum[V] = {};
+    msda::forward_sample<double, double, V>(place, at.attention, value + first,
+                                            sizes.M * sizes.D, sum);
+    for (int c = 0; c < V; ++c) out[row.index * sizes.D + channel + c] += sum[c];
+  });
+}
+
 }  // namespace
 
 extern "C" void forward(msda::Sizes sizes, const msda::Levels* levels, const double* value,
                         const double* locations, const double* attention, double* out) {
-  for_samples(sizes, *levels, [&](Row row, int64_t channel, int64_t sample, int64_t first,
-                                  int height, int width) {
-    msda::Place<double> place;
-    if (!msda::locate(locations[2 * sample], locations[2 * sample + 1], height, width, place)) {
-      return;
-    }
-    double sum[V] = {};
-    msda::forward_sample<double, double, V>(place, attention[sample], value + first,
-                                            sizes.M * sizes.D, sum);
-    for (int c = 0; c < V; ++c) out[row.index * sizes.D + channel + c] += sum[c];
-  });
+  forward_of(sizes, *levels, value, msda::GivenSamples<double>{locations, attention}, out);
+}
+
+extern "C" void forward_fused(msda::Sizes sizes, const msda::Levels* levels, const double* value,
+                              const double* offsets, const double* logits,
+                              const double* reference, double* out) {
+  const msda::ProjectedSamples<double> samples{offsets, logits, reference};
+  forward_of(sizes, *levels, value, samples, out);
 }
 
 extern "C" void backward(msda::Sizes sizes, const msda::Levels* levels, const double* value,

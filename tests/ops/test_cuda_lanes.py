@@ -61,6 +61,16 @@ def test_forward_and_backward(library):
     inputs = (value, locations, weights)
     out = torch.zeros(batch, queries, heads * channels, dtype=torch.float64)
     library.forward(sizes, ctypes.byref(levels), *pointers(*inputs, out))
+
+    reference = torch.rand(queries, 2, dtype=torch.float64)  # the same from offsets and logits
+    offsets, logits = locations - reference[:, None, None, None], weights.abs().log()
+    positive = logits.flatten(3).softmax(-1).view(weights.shape)
+    given, fused = torch.zeros_like(out), torch.zeros_like(out)
+    library.forward(sizes, ctypes.byref(levels), *pointers(value, locations, positive, given))
+    projected = (value, offsets, logits, reference, fused)
+    library.forward_fused(sizes, ctypes.byref(levels), *pointers(*projected))
+    torch.testing.assert_close(fused, given)
+
     grads = [torch.zeros_like(tensor) for tensor in inputs]
     library.backward(sizes, ctypes.byref(levels), *pointers(*inputs, grad, *grads))
 

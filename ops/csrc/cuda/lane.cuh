@@ -35,6 +35,55 @@ struct Place {
   bool inside[4];
 };
 
+// What the kernels read of a sample.
+template <typename A>
+struct Sample {
+  A x, y, attention;
+};
+
+// Where a lane reads the samples of its row: locations (B, Q, M, L, P, 2) and attention weights
+// (B, Q, M, L, P) ...
+template <typename A>
+struct GivenSamples {
+  const A* locations;
+  const A* attention;
+
+  struct Row {
+    const A *locations, *attention;
+    MSDA_HD Sample<A> operator()(int64_t sample) const {
+      return {locations[2 * sample], locations[2 * sample + 1], attention[sample]};
+    }
+  };
+  MSDA_HD Row row(const Sizes&, int64_t) const { return {locations, attention}; }
+};
+
+// ... or offsets from reference points (Q, 2), and logits whose softmax over the row is taken here:
+// every lane of the row does so for itself, in registers.
+template <typename A>
+struct ProjectedSamples {
+  const A* offsets;
+  const A* logits;
+  const A* reference;
+
+  struct Row {
+    const A *offsets, *logits;
+    A x, y, largest, factor;
+    MSDA_HD Sample<A> operator()(int64_t sample) const {
+      return {x + offsets[2 * sample], y + offsets[2 * sample + 1],
+              std::exp(logits[sample] - largest) * factor};
+    }
+  };
+  MSDA_HD Row row(const Sizes& sizes, int64_t row) const {
+    const int64_t n = sizes.samples(), first = row * n, query = row / sizes.M % sizes.Q;
+    A largest = logits[first], sum = 0;
+    for (int64_t s = first + 1; s < first + n; ++s) {
+      largest = logits[s] > largest ? logits[s] : largest;
+    }
+    for (int64_t s = first; s < first + n; ++s) sum += std::exp(logits[s] - largest);
+    return {offsets, logits, reference[2 * query], reference[2 * query + 1], largest, A(1) / sum};
+  }
+};
+
 // (x, y) in [0, 1] of the level; false if no pixel is near, or a coordinate is not finite.
 template <typename A>
 MSDA_HD bool locate(A x, A y, int height, int width, Place<A>& place) {

@@ -102,24 +102,27 @@ __device__ __forceinline__ Position position_of(const Sizes& sizes, int64_t inde
   return {row, (picture * sizes.S * sizes.M + head) * sizes.D + channel, channel};
 }
 
-template <typename T, typename A, int V>
+// Samples: GivenSamples or ProjectedSamples.
+template <typename T, typename A, int V, typename Samples>
 __global__ void __launch_bounds__(kThreads)
-    forward_kernel(Sizes sizes, Levels levels, Arrays<T, A> in, T* out, int64_t lanes) {
+    forward_kernel(Sizes sizes, Levels levels, const T* values, Samples samples, T* out,
+                   int64_t lanes) {
   const int64_t stride = sizes.M * sizes.D;
   for (int64_t index = blockIdx.x * int64_t(kThreads) + threadIdx.x; index < lanes;
        index += int64_t(gridDim.x) * kThreads) {
     const Position position = position_of<V>(sizes, index);
+    const auto row = samples.row(sizes, position.row);
     int64_t sample = position.row * sizes.samples();
     A sum[V] = {};
     for (int level = 0; level < sizes.L; ++level) {
       const int height = levels.height[level], width = levels.width[level];
-      const T* value = in.value + position.value + levels.first[level] * stride;
+      const T* value = values + position.value + levels.first[level] * stride;
 #pragma unroll 4
       for (int point = 0; point < sizes.P; ++point, ++sample) {
+        const msda::Sample<A> at = row(sample);
         msda::Place<A> place;
-        if (msda::locate(in.locations[2 * sample], in.locations[2 * sample + 1], height, width,
-                         place)) {
-          msda::forward_sample<T, A, V>(place, in.attention[sample], value, stride, sum);
+        if (msda::locate(at.x, at.y, height, width, place)) {
+          msda::forward_sample<T, A, V>(place, at.attention, value, stride, sum);
         }
       }
     }
@@ -284,33 +287,57 @@ void dispatch_vector(int64_t channels, std::initializer_list<const void*> addres
   }
 }
 
-Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t> spatial_shapes,
-                      const Tensor& sampling_locations, const Tensor& attention_weights) {
+// `reference_points` may be null: then locations and weights are given, else offsets and logits.
+Tensor run_forward(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
+                   const Tensor* reference_points, const Tensor& sampling_locations,
+                   const Tensor& attention_weights) {
   const Sizes sizes =
       msda::check_inputs(value, spatial_shapes, sampling_locations, attention_weights);
+  if (reference_points) msda::check_reference(*reference_points, sampling_locations);
   const Levels levels = levels_of(sizes, spatial_shapes);
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
   const Tensor v = torch::stable::contiguous(value);
   const Tensor locations = torch::stable::contiguous(sampling_locations);
   const Tensor attention = torch::stable::contiguous(attention_weights);
+  const Tensor reference =
+      torch::stable::contiguous(reference_points ? *reference_points : attention_weights);
   Tensor out = torch::stable::new_empty(value, {sizes.B, sizes.Q, sizes.M * sizes.D});
   if (sizes.B * sizes.Q * sizes.M * sizes.D == 0) return out;
   dispatch_type(value.scalar_type(), [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
-    const Arrays<T, A> in{static_cast<const T*>(v.const_data_ptr()),
-                          static_cast<const A*>(locations.const_data_ptr()),
-                          static_cast<const A*>(attention.const_data_ptr())};
+    const T* values = static_cast<const T*>(v.const_data_ptr());
+    const A* places = static_cast<const A*>(locations.const_data_ptr());
+    const A* weights = static_cast<const A*>(attention.const_data_ptr());
     T* to = static_cast<T*>(out.mutable_data_ptr());
-    dispatch_vector<T>(sizes.D, {in.value, to}, [&](auto width) {
+    dispatch_vector<T>(sizes.D, {values, to}, [&](auto width) {
       constexpr int V = decltype(width)::value;
       const int64_t lanes = sizes.B * sizes.Q * sizes.M * (sizes.D / V);
-      forward_kernel<T, A, V><<<blocks_for(lanes), kThreads, 0, current_stream(value)>>>(
-          sizes, levels, in, to, lanes);
+      const auto launch = [&](auto samples) {
+        forward_kernel<T, A, V><<<blocks_for(lanes), kThreads, 0, current_stream(value)>>>(
+            sizes, levels, values, samples, to, lanes);
+      };
+      if (reference_points) {
+        const A* points = static_cast<const A*>(reference.const_data_ptr());
+        launch(msda::ProjectedSamples<A>{places, weights, points});
+      } else {
+        launch(msda::GivenSamples<A>{places, weights});
+      }
     });
   });
   check_launch();
   return out;
+}
+
+Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t> spatial_shapes,
+                      const Tensor& sampling_locations, const Tensor& attention_weights) {
+  return run_forward(value, spatial_shapes, nullptr, sampling_locations, attention_weights);
+}
+
+Tensor ms_deform_attn_fused(const Tensor& value, const std::vector<int64_t> spatial_shapes,
+                            const Tensor& reference_points, const Tensor& sampling_offsets,
+                            const Tensor& attention_logits) {
+  return run_forward(value, spatial_shapes, &reference_points, sampling_offsets, attention_logits);
 }
 
 // Leaves out the contributions of more than one lane to a sum only where they are all in one warp.
@@ -406,5 +433,6 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(mask2former, CUDA, m) {
   m.impl("ms_deform_attn", TORCH_BOX(&ms_deform_attn));
+  m.impl("ms_deform_attn_fused", TORCH_BOX(&ms_deform_attn_fused));
   m.impl("ms_deform_attn_backward", TORCH_BOX(&ms_deform_attn_backward));
 }
