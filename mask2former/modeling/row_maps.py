@@ -67,11 +67,10 @@ class RowMaps:
             band = F.interpolate(band, size=width, mode="linear", align_corners=False)
             band = band.view(self.count, last + 1 - first, width)
             y = torch.arange(start, stop, device=self.device, dtype=torch.float64)
-            y = ((y + 0.5) * scale - 0.5).clamp(min=0)
-            low = y.floor().long()
-            high = (low + 1).clamp(max=self.size[0] - 1)
-            fraction = (y - low).to(band.dtype)[:, None]
-            return torch.lerp(band[:, low - first], band[:, high - first], fraction)
+            y = ((y + 0.5) * scale - 0.5).clamp(0, self.size[0] - 1)
+            source = torch.arange(first, last + 1, device=self.device)
+            weights = (1 - (y[:, None] - source).abs()).clamp(min=0)
+            return weights.to(band.dtype) @ band
 
         return RowMaps(rows, self.count, size, self.device)
 
