@@ -13,11 +13,14 @@ except ImportError as error:
     doctor = Path(__file__).with_name("doctor.py")
     raise ImportError(f"{error}; to see what is missing, run: python {doctor}") from error
 from .errors import ConfigError, DatasetError, UserError
+from .inference import Prediction, Predictor
 
 __version__ = "0.1.0"
 __all__ = [
     "ConfigError",
     "DatasetError",
+    "Prediction",
+    "Predictor",
     "UserError",
     "add_maskformer2_config",
     "get_maskformer2_cfg",

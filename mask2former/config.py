@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
+import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
@@ -200,6 +201,19 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
     for catalog in filter(None, cfg.DATASETS.CATALOG.split(",")):
         register_catalog(catalog.strip())
     return cfg
+
+
+def adapt_to_machine(cfg: CfgNode) -> list[str]:
+    """Let a config made for GPUs run on a machine without one; what changed, in words."""
+    changes = []
+    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+        changes.append("MODEL.DEVICE is cpu: torch sees no GPU (python -m mask2former.doctor)")
+        cfg.MODEL.DEVICE = "cpu"
+    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
+        # Detectron2's AMPTrainer is CUDA only.
+        changes.append("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
+        cfg.SOLVER.AMP.ENABLED = False
+    return changes
 
 
 def _explain(cfg: CfgNode, error: Exception) -> str:

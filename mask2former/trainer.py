@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .checkpoint import find_model, load_weights
-from .config import load_config
+from .config import adapt_to_machine, load_config
 from .data import (
     build_test_loader,
     build_train_loader,
@@ -165,19 +165,6 @@ def check_names(cfg: CfgNode, *, training: bool, weights: bool) -> None:
             f"MODEL.WEIGHTS {path} does not exist; give the path of a checkpoint, or '' to "
             "start from random weights"
         )
-
-
-def adapt_to_machine(cfg: CfgNode) -> list[str]:
-    """Let a config made for GPUs run on a machine without one; what changed, in words."""
-    changes = []
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
-        changes.append("MODEL.DEVICE is cpu: torch sees no GPU (python -m mask2former.doctor)")
-        cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
-        # Detectron2's AMPTrainer is CUDA only.
-        changes.append("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
-        cfg.SOLVER.AMP.ENABLED = False
-    return changes
 
 
 def check_num_gpus(requested: int | None) -> int:

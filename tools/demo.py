@@ -1,125 +1,244 @@
 #!/usr/bin/env python
-"""Segment pictures and draw the result.
+"""Segment pictures and videos, and draw the result.
 
-    python tools/demo.py --config-file X.yaml --input a.jpg 'folder/*.png' more_pictures/ \\
-        --output out --opts MODEL.WEIGHTS model_final.pth
+    python tools/demo.py --config-file X.yaml --weights model_final.pth --output out \\
+        --input a.jpg 'folder/*.png' more_pictures/ film.mp4
 
-Writes ``out/<name>.png`` (overlay) for each picture, ``out/instances.json`` (COCO results),
-``out/panoptic/*.png`` with ``out/panoptic.json``, and ``out/semantic/*.png``, as far as the
-config switches them on. A picture that cannot be read is named at the end, and the exit status is
-1 then.
+Writes ``out/<name>.png`` (overlay; of a video ``out/<name>.mp4``), ``out/instances.json`` (COCO
+results), ``out/panoptic/*.png`` with ``out/panoptic.json``, and ``out/semantic/*.png``, as far as
+the tasks are those of the config or of --task. A picture that cannot be read or segmented is named
+at the end, and the exit status is 1 then.
 """
 
 import argparse
-import glob
+import contextlib
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import cv2
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from mask2former.config import load_config
-from mask2former.data.picture import read_picture
-from mask2former.errors import DatasetError, UserError, report_user_errors
-from mask2former.inference import Predictor, displayable, draw_prediction
-from mask2former.inference.results import ResultWriter, keep_confident
-from mask2former.trainer import adapt_to_machine
+from mask2former.errors import UserError, report_user_errors
+from mask2former.inference import (
+    TASKS,
+    Options,
+    Prediction,
+    Predictor,
+    displayable,
+    draw_prediction,
+    drawing_metadata,
+)
+from mask2former.inference.results import ResultWriter, save_cutouts
+from mask2former.inference.sources import (
+    Item,
+    count_frames,
+    find_files,
+    frames,
+    items,
+    unique_names,
+)
+from mask2former.inference.visualization import classes_in, fit, legend
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy"}
+# What a single bad picture can raise; it is named, and the others go on.
+PICTURE_ERRORS = (UserError, OSError, ValueError, TypeError, RuntimeError, MemoryError, cv2.error)
 
 
 def main() -> int:
     args = parse_arguments()
-    paths = find_pictures(args.input)
-    cfg = load_config(args.config_file, args.opts)
-    adapt_to_machine(cfg)
+    paths = find_files(args.input or [])
     names = unique_names(paths)
-    inputs = {path.resolve() for path in paths}
-    for name in names:
-        if (args.output / f"{name}.png").resolve() in inputs:
-            raise UserError(
-                f"--output {args.output} would overwrite {name}.png; name another folder"
-            )
-    predictor = Predictor(cfg)
-    args.output.mkdir(parents=True, exist_ok=True)
-    writer = ResultWriter(args.output, predictor.metadata)
-    failures = []
-    for path, name in tqdm(list(zip(paths, names)), disable=None, unit="picture"):
-        try:
-            image = read_picture(str(path), predictor.image_format)
-        except DatasetError as error:
-            failures.append(str(error))
-            continue
-        prediction = keep_confident(predictor(image), args.confidence_threshold)
-        writer.add(name, path.name, prediction)
-        shown = displayable(image, predictor.image_format)
-        drawing = draw_prediction(shown, prediction, predictor.metadata)
-        Image.fromarray(drawing).save(args.output / f"{name}.png")
-    writer.close()
-    print(f"{len(paths) - len(failures)} of {len(paths)} pictures segmented into {args.output}")
+    check_output(args.output, paths, names)
+    predictor = Predictor(load_config(args.config_file, args.opts), args.weights)
+    options = options_of(args, predictor)
+    writer = Writer(args, predictor)
+    sources = [(path.name, items(path, name)) for path, name in zip(paths, names)]
+    total = sum(map(count_frames, paths))
+    if args.webcam is not None:
+        sources.append((f"camera {args.webcam}", frames(args.webcam, "camera")))
+        total = None
+    done, failures = 0, []
+    try:
+        with tqdm(total=args.most or total, disable=None, unit="picture") as progress:
+            for item in noting_failures(sources, failures):
+                with noting(failures, item.file_name):
+                    image = predictor.read(item.picture)
+                    writer.add(item, image, predictor.run(image, options))
+                    done += 1
+                progress.update()
+                if progress.n == args.most:
+                    break
+    except KeyboardInterrupt:
+        print("stopped; what was done is written", file=sys.stderr)
+    finally:
+        writer.close()
+    print(f"{done} of {done + len(failures)} pictures segmented into {args.output}")
     for failure in failures:
         print(f"left out: {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+@contextlib.contextmanager
+def noting(failures: list[str], name: str) -> Iterator[None]:
+    """Go on after what a bad picture raises, and add it to ``failures``."""
+    try:
+        yield
+    except PICTURE_ERRORS as error:
+        message = str(error).strip() or type(error).__name__
+        failures.append(message if name in message else f"{name}: {message}")
+
+
+def noting_failures(
+    sources: Sequence[tuple[str, Iterator[Item]]], failures: list[str]
+) -> Iterator[Item]:
+    """All items of all sources; one that cannot be opened is left out."""
+    for name, source in sources:
+        with noting(failures, name):
+            yield from source
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--input", nargs="+", required=True, help="pictures, folders or globs")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--config-file", required=True)
+    add("--weights", help="checkpoint (default: the config's MODEL.WEIGHTS)")
+    add("--input", nargs="+", help="pictures, videos, folders, globs; - reads paths, one a line")
+    add("--webcam", type=int, metavar="N", help="the camera of this number, until Ctrl-C")
+    add("--most", type=positive, metavar="N", help="stop after this many pictures or frames")
+    add("--output", type=Path, required=True, help="folder of the results")
+    add("--task", choices=(*TASKS, "all"), help="what to make (default: what the config does)")
+    add(
         "--confidence-threshold",
-        type=score,
-        default=0.5,
-        help="least score of instances and panoptic segments, in [0, 1] (default: 0.5)",
+        type=float,
+        metavar="T",
+        help="least score, in [0, 1] (default: 0.5 for instances; the config's for panoptic)",
     )
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides of the config"
+    add("--overlap-threshold", type=float, metavar="T", help="panoptic (default: the config's)")
+    add("--minimum-area", type=int, default=0, metavar="PIXELS", help="drop smaller segments")
+    add(
+        "--clean-up",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="fill smaller holes, remove smaller islands",
     )
-    return parser.parse_args()
+    add("--one-label", action="store_true", help="instances: one class for each object")
+    add("--cutouts", action="store_true", help="write every segment as a transparent PNG")
+    add("--color-blind", action="store_true", help="colours that everyone can tell apart")
+    add("--legend", action="store_true", help="name the colours beside the picture")
+    add("--side-by-side", action="store_true", help="the picture itself beside the overlay")
+    add("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides of the config")
+    args = parser.parse_args()
+    if (args.input is None) == (args.webcam is None):
+        parser.error("name either --input or --webcam")
+    return args
 
 
-def score(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1]")
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
     return value
 
 
-def find_pictures(inputs: Sequence[str]) -> list[Path]:
-    """The files that paths, folders (not their sub-folders) and globs name, without repeats.
+def check_output(output: Path, paths: Sequence[Path], names: Sequence[str]) -> None:
+    """Refuse to overwrite what is read."""
+    inputs = {path.resolve() for path in paths}
+    for name in names:
+        for suffix in (".png", ".mp4"):
+            if (output / f"{name}{suffix}").resolve() in inputs:
+                raise UserError(
+                    f"--output {output} would overwrite {name}{suffix}; name another folder"
+                )
 
-    Raises:
-        UserError: something names no file.
-    """
-    found: dict[Path, None] = {}
-    for text in inputs:
-        path = Path(text).expanduser()
-        if path.is_dir():
-            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        elif path.is_file():
-            matches = [path]
+
+def options_of(args: argparse.Namespace, predictor: Predictor) -> Options:
+    changes: dict[str, object] = {
+        "score_threshold": args.confidence_threshold,
+        "minimum_area": args.minimum_area,
+        "clean_up": args.clean_up,
+        "one_label_per_query": args.one_label,
+    }
+    if args.task is not None:
+        changes["tasks"] = TASKS if args.task == "all" else (args.task,)
+    if args.overlap_threshold is not None:
+        changes["overlap_threshold"] = args.overlap_threshold
+    try:
+        return dataclasses.replace(predictor.options, **changes)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+class Film(NamedTuple):
+    """A video that is being written; size is (height, width)."""
+
+    name: str
+    size: tuple[int, int]
+    writer: cv2.VideoWriter
+
+
+class Writer:
+    """Everything that is written for pictures, and the videos that frames are joined to."""
+
+    def __init__(self, args: argparse.Namespace, predictor: Predictor) -> None:
+        self.args = args
+        self.image_format = predictor.image_format
+        args.output.mkdir(parents=True, exist_ok=True)
+        self.results = ResultWriter(args.output, predictor.metadata)
+        self.metadata = drawing_metadata(
+            predictor.metadata, predictor.categories, color_blind_safe=args.color_blind
+        )
+        self.film: Film | None = None
+
+    def add(self, item: Item, image: np.ndarray, prediction: Prediction) -> None:
+        """Write all of one picture or frame."""
+        shown = displayable(image, self.image_format)
+        drawing = self._draw(shown, prediction)
+        if item.video is None:
+            Image.fromarray(drawing).save(self.args.output / f"{item.name}.png")
         else:
-            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-        if not matches:
-            raise UserError(f"--input {text} names no picture")
-        found |= dict.fromkeys(matches)
-    return list(found)
+            self._add_frame(*item.video, drawing)
+        if self.args.cutouts and (prediction.panoptic or prediction.instances):
+            save_cutouts(shown, prediction, self.args.output / "cutouts" / item.name)
+        self.results.add(item.name, item.file_name, prediction)
 
+    def _draw(self, shown: np.ndarray, prediction: Prediction) -> np.ndarray:
+        drawing = draw_prediction(shown, prediction, self.metadata)
+        parts = [drawing]
+        if self.args.side_by_side:
+            parts.insert(0, fit(shown))
+        if self.args.legend:
+            parts.append(legend(classes_in(prediction), self.metadata, drawing.shape[0]))
+        return np.concatenate(parts, axis=1)
 
-def unique_names(paths: Sequence[Path]) -> list[str]:
-    """The stem of each path, with a number where two pictures share it."""
-    names: list[str] = []
-    for path in paths:
-        name, number = path.stem, 1
-        while name in names:
-            number += 1
-            name = f"{path.stem}_{number}"
-        names.append(name)
-    return names
+    def _add_frame(self, name: str, rate: float, drawing: np.ndarray) -> None:
+        """Add to the video of this name; all of its frames have the size of the first."""
+        if self.film is None or self.film.name != name:
+            self._end_film()
+            height, width = (side // 2 * 2 for side in drawing.shape[:2])  # codecs want even sides
+            path = str(self.args.output / f"{name}.mp4")
+            codec = cv2.VideoWriter_fourcc(*"mp4v")
+            writer = cv2.VideoWriter(path, codec, rate, (width, height))
+            self.film = Film(name, (height, width), writer)
+        frame = np.full((*self.film.size, 3), 255, np.uint8)
+        height, width = np.minimum(self.film.size, drawing.shape[:2])
+        frame[:height, :width] = drawing[:height, :width, ::-1]
+        self.film.writer.write(frame)
+
+    def _end_film(self) -> None:
+        if self.film is not None:
+            self.film.writer.release()
+
+    def close(self) -> None:
+        self._end_film()
+        self.results.close()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from PIL import Image
 from tabulate import tabulate
 
@@ -22,8 +22,14 @@ from mask2former.data.picture import read_label_map, read_picture
 from mask2former.data.sample import generate_sample_dataset
 from mask2former.errors import report_user_errors
 from mask2former.evaluation.report import save_json
-from mask2former.inference import Predictor, contact_sheet, draw_prediction
-from mask2former.inference.visualization import draw_panoptic, enlarge, enlarge_labels
+from mask2former.inference import (
+    Predictor,
+    contact_sheet,
+    draw_panoptic,
+    draw_prediction,
+    drawing_metadata,
+)
+from mask2former.inference.visualization import fit, fit_labels
 from mask2former.trainer import Trainer, evaluate, setup
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,15 +126,15 @@ def draw_predictions(cfg: CfgNode, path: Path, *, num_pictures: int) -> None:
     """Save a sheet of pictures, their predictions and their ground truth, two to a row."""
     predictor = Predictor(cfg)
     name = cfg.DATASETS.TEST[0]
-    metadata = MetadataCatalog.get(name)
+    metadata = drawing_metadata(predictor.metadata, predictor.categories)
     cells = [[]]
     for record in DatasetCatalog.get(name)[:num_pictures]:
         image = read_picture(record["file_name"], "RGB")
-        predicted = draw_prediction(image, predictor(image), metadata)
-        large = enlarge(image)
+        predicted = draw_prediction(image, predictor(image, tasks=("panoptic",)), metadata)
+        large = fit(image)
         ids = rgb2id(read_label_map(record["pan_seg_file_name"])).astype(np.int32)
         truth = draw_panoptic(
-            large, enlarge_labels(ids, large.shape[:2]), record["segments_info"], metadata
+            large, fit_labels(ids, large.shape[:2]), record["segments_info"], metadata
         )
         if len(cells[-1]) == 6:
             cells.append([])

@@ -1,6 +1,27 @@
 """Pictures in, segmentations and drawings out."""
 
-from .predictor import Predictor
-from .visualization import contact_sheet, displayable, draw_prediction
+from .prediction import Instances, Panoptic, Prediction, Segment, Semantic
+from .predictor import TASKS, Options, Predictor
+from .visualization import (
+    contact_sheet,
+    displayable,
+    draw_panoptic,
+    draw_prediction,
+    drawing_metadata,
+)
 
-__all__ = ["Predictor", "contact_sheet", "displayable", "draw_prediction"]
+__all__ = [
+    "TASKS",
+    "Instances",
+    "Options",
+    "Panoptic",
+    "Prediction",
+    "Predictor",
+    "Segment",
+    "Semantic",
+    "contact_sheet",
+    "displayable",
+    "draw_panoptic",
+    "draw_prediction",
+    "drawing_metadata",
+]

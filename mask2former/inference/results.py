@@ -1,33 +1,17 @@
 """Predictions on disk in the formats that evaluation tools read."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.data.catalog import Metadata
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from PIL import Image
-from torch import Tensor
 
 from ..data.panoptic_png import id2rgb
-from ..modeling.postprocessing import semantic_labels
-
-
-def keep_confident(prediction: Mapping[str, Any], threshold: float) -> dict[str, Any]:
-    """The prediction without instances and panoptic segments that score below ``threshold``."""
-    result = dict(prediction)
-    if "instances" in result:
-        instances = result["instances"]
-        result["instances"] = instances[instances.scores >= threshold]
-    if "panoptic_seg" in result:
-        ids, segments = result["panoptic_seg"]
-        kept = [segment for segment in segments if segment["score"] >= threshold]
-        kept_ids = torch.tensor([s["id"] for s in kept], dtype=ids.dtype, device=ids.device)
-        result["panoptic_seg"] = (ids * torch.isin(ids, kept_ids), kept)
-    return result
+from .prediction import Instances, Panoptic, Prediction
 
 
 class ResultWriter:
@@ -52,37 +36,53 @@ class ResultWriter:
         self.instances: list[dict[str, Any]] | None = None
         self.panoptic: list[dict[str, Any]] = []
 
-    def add(self, name: str, file_name: str, prediction: Mapping[str, Any]) -> None:
+    def add(self, name: str, file_name: str, prediction: Prediction) -> None:
         """Write the label maps of one picture now, its records on :meth:`close`.
 
         Args:
             name: unique among the pictures; the PNG files are called so.
             file_name: the picture's own.
-            prediction: the model's output.
         """
         image_id = len(self.images) + 1
-        self.images.append({"id": image_id, "file_name": file_name})
-        if "instances" in prediction:
-            self.instances = self.instances or []
-            for result in instances_to_coco_json(prediction["instances"].to("cpu"), image_id):
-                class_id = result["category_id"]
-                result["category_id"] = self.thing_ids.get(class_id, class_id)
-                self.instances.append(result)
-        if "panoptic_seg" in prediction:
-            self._add_panoptic(image_id, name, *prediction["panoptic_seg"])
-        if "sem_seg" in prediction:
-            labels = semantic_labels(prediction["sem_seg"]).cpu().numpy()
-            dtype = np.uint8 if len(prediction["sem_seg"]) <= 255 else np.uint16
-            self._save_png("semantic", name, labels.astype(dtype))
+        size = {"height": prediction.height, "width": prediction.width}
+        self.images.append({"id": image_id, "file_name": file_name, **size})
+        if prediction.instances is not None:
+            self._add_instances(image_id, prediction.instances)
+        if prediction.panoptic is not None:
+            self._add_panoptic(image_id, name, prediction.panoptic)
+        if prediction.semantic is not None:
+            dtype = np.uint8 if len(prediction.semantic.categories) <= 255 else np.uint16
+            self._save_png("semantic", name, prediction.semantic.labels.astype(dtype))
 
-    def _add_panoptic(
-        self, image_id: int, name: str, ids: Tensor, segments: list[dict[str, Any]]
-    ) -> None:
-        file_name = self._save_png("panoptic", name, id2rgb(ids.cpu().numpy()))
-        infos = [
-            s | {"category_id": self.all_ids.get(s["category_id"], s["category_id"])}
-            for s in segments
-        ]
+    def _add_instances(self, image_id: int, instances: Instances) -> None:
+        self.instances = self.instances or []
+        for i, rle in enumerate(instances.rles):
+            class_id = int(instances.classes[i])
+            x0, y0, x1, y1 = instances.boxes[i].tolist()
+            result = {
+                "image_id": image_id,
+                "category_id": self.thing_ids.get(class_id, class_id),
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "score": float(instances.scores[i]),
+                "segmentation": rle,
+            }
+            self.instances.append(result)
+
+    def _add_panoptic(self, image_id: int, name: str, panoptic: Panoptic) -> None:
+        file_name = self._save_png("panoptic", name, id2rgb(panoptic.ids))
+        infos = []
+        for segment in panoptic.segments:
+            x0, y0, x1, y1 = segment.box
+            infos.append(
+                {
+                    "id": segment.id,
+                    "category_id": self.all_ids.get(segment.category_id, segment.category_id),
+                    "isthing": segment.isthing,
+                    "score": segment.score,
+                    "area": segment.area,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                }
+            )
         self.panoptic.append({"image_id": image_id, "file_name": file_name, "segments_info": infos})
 
     def _save_png(self, kind: str, name: str, array: np.ndarray) -> str:
@@ -104,6 +104,32 @@ class ResultWriter:
         if self.instances is not None:  # an empty list is a result too: nothing was found
             (self.folder / "instances.json").write_text(json.dumps(self.instances))
         (self.folder / "images.json").write_text(json.dumps(self.images))
+
+
+def save_cutouts(image: np.ndarray, prediction: Prediction, folder: Path) -> None:
+    """Write every segment (or, without segments, instance) as a PNG, transparent around it.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        folder: gets ``<number>_<category>.png``, as large as the segment's box.
+    """
+    if prediction.panoptic is not None:
+        found = [
+            (s.id, s.category, s.box, prediction.panoptic.mask(s))
+            for s in prediction.panoptic.segments
+        ]
+    elif prediction.instances is not None:
+        boxes = prediction.instances.boxes.astype(int).tolist()
+        things = zip(prediction.instances.categories, boxes, prediction.instances.masks)
+        found = [(i, *thing) for i, thing in enumerate(things, start=1)]
+    else:
+        raise ValueError("a semantic segmentation has no segments to cut out")
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, category, (x0, y0, x1, y1), mask in found:
+        alpha = 255 * mask[y0:y1, x0:x1, None].astype(np.uint8)
+        cut = np.concatenate([image[y0:y1, x0:x1], alpha], axis=2)
+        category = re.sub(r"[^\w-]+", "_", category)
+        Image.fromarray(cut, "RGBA").save(folder / f"{number:03d}_{category}.png")
 
 
 def _inverse(mapping: Mapping[int, int] | None) -> dict[int, int]:

@@ -8,46 +8,120 @@ import numpy as np
 import torch
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
-from detectron2.utils.visualizer import Visualizer
+from detectron2.utils.colormap import colormap
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from PIL import Image, ImageDraw, ImageFont
 
 from ..data.picture import RAW
-from ..modeling.postprocessing import semantic_labels
+from .prediction import Prediction
 
-# The visualizer's labels are illegible on small pictures: those are enlarged to this side.
-LEAST_SIDE = 480
+# The visualizer's labels are illegible on small pictures, and it needs gigabytes for huge ones:
+# what is drawn has sides in between.
+LEAST_SIDE, MOST_SIDE = 480, 2400
+# Okabe and Ito's colours, told apart in every common form of colour blindness (but black).
+SAFE_COLORS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+
+
+def drawing_metadata(
+    metadata: Metadata, categories: Sequence[str], *, color_blind_safe: bool = False
+) -> Metadata:
+    """Names and colours of all classes, as things and as stuff, for :func:`draw_prediction`.
+
+    The colours are the data set's own where it has one for each class. There are seven safe ones;
+    more classes take turns, lighter and darker.
+    """
+    count = len(categories)
+    colors = metadata.get("stuff_colors") or metadata.get("thing_colors") or ()
+    if color_blind_safe:
+        shades = (1.0, 0.65, 1.35)
+        colors = [
+            tuple(min(255, round(shades[i // 7 % 3] * c)) for c in SAFE_COLORS[i % 7])
+            for i in range(count)
+        ]
+    elif len(colors) != count:
+        colors = [tuple(map(int, color)) for color in np.resize(colormap(rgb=True), (count, 3))]
+    return Metadata(
+        thing_classes=list(categories),
+        stuff_classes=list(categories),
+        thing_colors=list(colors),
+        stuff_colors=list(colors),
+    )
 
 
 def draw_prediction(
-    image: np.ndarray, prediction: Mapping[str, Any], metadata: Metadata
+    image: np.ndarray, prediction: Prediction, metadata: Metadata, task: str | None = None
 ) -> np.ndarray:
-    """Draw the richest segmentation of a prediction over its picture.
+    """Draw a segmentation over its picture.
 
     Args:
         image: (h, w, 3) uint8 RGB.
-        prediction: the model's output for it: ``panoptic_seg``, ``instances`` or ``sem_seg``.
+        metadata: of :func:`drawing_metadata`.
+        task: ``panoptic``, ``instance`` or ``semantic``; by default the first that there is.
 
     Returns:
-        (H, W, 3) uint8 RGB, of the same proportions and at least ``LEAST_SIDE`` on the short side.
+        (H, W, 3) uint8 RGB, of the same proportions; at least ``LEAST_SIDE`` on the short side as
+        long as the long one is below ``MOST_SIDE``.
     """
-    image = enlarge(image)
-    height, width = image.shape[:2]
-    if "panoptic_seg" in prediction:
-        ids, segments = prediction["panoptic_seg"]
-        ids = enlarge_labels(ids.cpu().numpy(), (height, width))
-        return draw_panoptic(image, ids, segments, metadata)
-    if "instances" in prediction:
-        instances = prediction["instances"].to("cpu")
-        enlarged = Instances((height, width))
-        masks = [
-            enlarge_labels(mask.numpy().astype(np.uint8), (height, width))
-            for mask in instances.pred_masks
+    image = fit(image)
+    size = image.shape[:2]
+    if prediction.panoptic is not None and task in (None, "panoptic"):
+        segments = [
+            {"id": s.id, "category_id": s.category_id, "isthing": s.isthing}
+            for s in prediction.panoptic.segments
         ]
-        enlarged.pred_masks = np.stack(masks) if masks else np.zeros((0, height, width), np.uint8)
-        enlarged.scores, enlarged.pred_classes = instances.scores, instances.pred_classes
-        return Visualizer(image, metadata).draw_instance_predictions(enlarged).get_image()
-    labels = semantic_labels(prediction["sem_seg"]).cpu().numpy()
-    labels = enlarge_labels(labels, (height, width))
-    return Visualizer(image, metadata).draw_sem_seg(labels).get_image()
+        return draw_panoptic(image, fit_labels(prediction.panoptic.ids, size), segments, metadata)
+    visualizer = Visualizer(image, metadata, instance_mode=ColorMode.SEGMENTATION)
+    if prediction.instances is not None and task in (None, "instance"):
+        found = prediction.instances
+        drawn = Instances(size)
+        masks = [fit_labels(mask.astype(np.uint8), size) for mask in found.masks]
+        drawn.pred_masks = np.stack(masks) if masks else np.zeros((0, *size), np.uint8)
+        drawn.scores = torch.from_numpy(found.scores)
+        drawn.pred_classes = torch.from_numpy(found.classes)
+        return visualizer.draw_instance_predictions(drawn).get_image()
+    if prediction.semantic is None:
+        raise ValueError(f"the prediction has no {task or 'segmentation'} to draw")
+    return visualizer.draw_sem_seg(fit_labels(prediction.semantic.labels, size)).get_image()
+
+
+def classes_in(prediction: Prediction) -> list[int]:
+    """The contiguous classes that a prediction holds, in ascending order."""
+    found: set[int] = set()
+    if prediction.panoptic is not None:
+        found |= {segment.category_id for segment in prediction.panoptic.segments}
+    if prediction.instances is not None:
+        found |= set(prediction.instances.classes.tolist())
+    if prediction.semantic is not None and prediction.panoptic is None:
+        labels = np.unique(prediction.semantic.labels).tolist()
+        found |= {label for label in labels if label < len(prediction.semantic.categories)}
+    return sorted(found)
+
+
+def legend(classes: Sequence[int], metadata: Metadata, height: int) -> np.ndarray:
+    """Colours and names of classes, in columns of (``height``, W, 3) uint8 RGB on white."""
+    size = int(np.clip(height // 32, 12, 32))
+    font, line, margin = ImageFont.load_default(size), size * 3 // 2, size // 2
+    per_column = max(1, (height - 2 * margin) // line)
+    names = [metadata.stuff_classes[i] for i in classes]
+    # As wide for some of the classes as for all: the frames of a video are of one size.
+    width = round(max(map(font.getlength, metadata.stuff_classes))) + 2 * line
+    columns = max(1, -(-len(classes) // per_column))
+    strip = Image.new("RGB", (columns * width, height), "white")
+    draw = ImageDraw.Draw(strip)
+    for i, (class_id, name) in enumerate(zip(classes, names)):
+        x, y = i // per_column * width + margin, margin + i % per_column * line
+        color = tuple(map(int, metadata.stuff_colors[class_id]))
+        draw.rectangle((x, y, x + size, y + size), fill=color, outline="black")
+        draw.text((x + line, y), name, font=font, fill="black")
+    return np.asarray(strip)
 
 
 def displayable(image: np.ndarray, image_format: str) -> np.ndarray:
@@ -71,18 +145,24 @@ def draw_panoptic(
     return drawn.get_image()
 
 
-def enlarge(image: np.ndarray) -> np.ndarray:
-    """Resize a picture with a shorter side under ``LEAST_SIDE`` to that side."""
-    scale = LEAST_SIDE / min(image.shape[:2])
-    if scale <= 1:
+def fit(image: np.ndarray) -> np.ndarray:
+    """Resize a picture whose sides are not between ``LEAST_SIDE`` and ``MOST_SIDE``."""
+    scale = max(1.0, LEAST_SIDE / min(image.shape[:2]))
+    scale = min(scale, MOST_SIDE / max(image.shape[:2]))
+    if scale == 1:
         return np.ascontiguousarray(image)
-    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+    method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+    return cv2.resize(np.ascontiguousarray(image), size, interpolation=method)
 
 
-def enlarge_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def fit_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a label map to (height, width) without mixing labels."""
-    resized = cv2.resize(labels.astype(np.float64), size[::-1], interpolation=cv2.INTER_NEAREST)
-    return resized.astype(labels.dtype)
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+        for new, old in zip(size, labels.shape)
+    )
+    return labels[rows[:, None], columns]
 
 
 def contact_sheet(

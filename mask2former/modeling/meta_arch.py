@@ -3,9 +3,9 @@
 Shapes: B pictures; (H, W) the padded batch; (h, w) a picture before padding; Q queries; K classes.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -137,36 +137,42 @@ class MaskFormer(nn.Module):
             ``instances``: :class:`detectron2.structures.Instances`.
             See :mod:`.postprocessing` for their fields.
         """
-        images = [
-            (x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs
-        ]
-        images = ImageList.from_tensors(images, self.size_divisibility)
-        batch = images.tensor
-        if self.device.type == "cpu":  # where convolutions are faster so
-            batch = batch.contiguous(memory_format=torch.channels_last)
+        images = self._batch([x["image"] for x in batched_inputs])
         if self.training:
-            outputs = self.sem_seg_head(self.backbone(batch))
+            outputs = self.sem_seg_head(self.backbone(images.tensor))
             return self.criterion(outputs, self.prepare_targets(batched_inputs, images))
-        with self.autocast():
-            outputs = self.sem_seg_head(self.backbone(batch))
-
-        padded_size = images.tensor.shape[-2:]
+        predictions = self._predict(images)
         # Full-size masks of a large picture may not fit on a GPU; then the CPU makes them.
         inference = retry_if_cuda_oom(self.inference)
         return [
-            inference(
-                class_logits,
-                mask_logits,
-                padded_size=padded_size,
-                image_size=image_size,
-                output_size=(x.get("height", image_size[0]), x.get("width", image_size[1])),
-            )
-            for class_logits, mask_logits, x, image_size in zip(
-                outputs["pred_logits"],
-                outputs["pred_masks"],
-                batched_inputs,
-                images.image_sizes,
-                strict=True,
+            inference(prediction, (x.get("height", height), x.get("width", width)))
+            for prediction, x in zip(predictions, batched_inputs, strict=True)
+            for height, width in [prediction.image_size]
+        ]
+
+    def predict(self, images: Sequence[Tensor]) -> list["QueryPrediction"]:
+        """Classes and masks of pictures (C, h, w), channels and units as ``pixel_mean``."""
+        return self._predict(self._batch(images))
+
+    def _batch(self, images: Sequence[Tensor]) -> ImageList:
+        """Pictures normalised, and padded to one size."""
+        normalized = [(x.to(self.device) - self.pixel_mean) / self.pixel_std for x in images]
+        batch = ImageList.from_tensors(normalized, self.size_divisibility)
+        if self.device.type == "cpu":  # where convolutions are faster so
+            batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
+        return batch
+
+    def _predict(self, images: ImageList) -> list["QueryPrediction"]:
+        with self.autocast():
+            outputs = self.sem_seg_head(self.backbone(images.tensor))
+        class_logits, mask_logits = outputs["pred_logits"], outputs["pred_masks"]
+        if mask_logits.dtype in (torch.float16, torch.bfloat16):  # areas overflow, scores tie
+            class_logits, mask_logits = class_logits.float(), mask_logits.float()
+        padded_size = tuple(images.tensor.shape[-2:])
+        return [
+            QueryPrediction(*logits, padded_size, image_size)
+            for *logits, image_size in zip(
+                class_logits, mask_logits, images.image_sizes, strict=True
             )
         ]
 
@@ -195,36 +201,19 @@ class MaskFormer(nn.Module):
         return targets
 
     def inference(
-        self,
-        class_logits: Tensor,
-        mask_logits: Tensor,
-        *,
-        padded_size: tuple[int, int],
-        image_size: tuple[int, int],
-        output_size: tuple[int, int],
+        self, prediction: "QueryPrediction", output_size: tuple[int, int]
     ) -> dict[str, Any]:
-        """The segmentations of one picture: class logits (Q, K + 1), mask logits (Q, h', w')."""
-        if mask_logits.dtype in (torch.float16, torch.bfloat16):  # areas overflow, scores tie
-            class_logits, mask_logits = class_logits.float(), mask_logits.float()
-
-        def unpadded(logits: Tensor) -> RowMaps:
-            return RowMaps.of(logits).resize(padded_size).crop(image_size)
-
-        def to_output(logits: Tensor) -> RowMaps:
-            return unpadded(logits).resize(output_size)
-
+        """The segmentations of one picture, (height, width) large."""
+        class_logits, mask_logits = prediction.class_logits, prediction.mask_logits
+        resize = prediction.resize_to(output_size)
         result: dict[str, Any] = {}
         if self.semantic_on:
-            if self.sem_seg_postprocess_before_inference:
-                scores = semantic_inference(class_logits, to_output(mask_logits))
-            else:
-                scores = semantic_inference(class_logits, unpadded(mask_logits)).resize(output_size)
-            result["sem_seg"] = scores.whole()
+            result["sem_seg"] = self.semantic_scores(prediction, output_size).whole()
         if self.panoptic_on:
             result["panoptic_seg"] = panoptic_inference(
                 class_logits,
                 mask_logits,
-                to_output,
+                resize,
                 thing_ids=self.thing_ids,
                 object_mask_threshold=self.object_mask_threshold,
                 overlap_threshold=self.overlap_threshold,
@@ -233,12 +222,47 @@ class MaskFormer(nn.Module):
             result["instances"] = instance_inference(
                 class_logits,
                 mask_logits,
-                to_output,
+                resize,
                 topk=self.test_topk_per_image,
                 # As published: stuff is no instance where the model also segments stuff.
                 thing_ids=self.thing_ids if self.panoptic_on else None,
             )
         return result
+
+    def semantic_scores(
+        self, prediction: "QueryPrediction", output_size: tuple[int, int]
+    ) -> RowMaps:
+        """K class scores at every pixel, resized before or after they are formed."""
+        if self.sem_seg_postprocess_before_inference:
+            masks = prediction.resize_to(output_size)(prediction.mask_logits)
+            return semantic_inference(prediction.class_logits, masks)
+        scores = semantic_inference(prediction.class_logits, prediction.unpadded())
+        return scores.resize(output_size)
+
+
+class QueryPrediction(NamedTuple):
+    """What the model says of one picture: Q pairs of class and mask.
+
+    Attributes:
+        class_logits: (Q, K + 1).
+        mask_logits: (Q, h', w'), of the padded picture.
+        padded_size: (H, W) of that.
+        image_size: (h, w) of the picture before padding.
+    """
+
+    class_logits: Tensor
+    mask_logits: Tensor
+    padded_size: tuple[int, int]
+    image_size: tuple[int, int]
+
+    def unpadded(self, mask_logits: Tensor | None = None) -> RowMaps:
+        """Mask logits, by default all of them, at the size of the picture."""
+        maps = RowMaps.of(self.mask_logits if mask_logits is None else mask_logits)
+        return maps.resize(self.padded_size).crop(self.image_size)
+
+    def resize_to(self, size: tuple[int, int]) -> Callable[[Tensor], RowMaps]:
+        """What brings mask logits to another (height, width), see :mod:`.postprocessing`."""
+        return lambda mask_logits: self.unpadded(mask_logits).resize(size)
 
 
 def build_criterion(cfg: CfgNode) -> SetCriterion:

@@ -133,6 +133,8 @@ def instance_inference(
     *,
     topk: int,
     thing_ids: Collection[int] | None = None,
+    one_label_per_query: bool = False,
+    score_threshold: float = 0.0,
 ) -> Instances:
     """The ``topk`` best pairs of query and class; one query may appear with several classes.
 
@@ -140,22 +142,30 @@ def instance_inference(
         class_logits: (Q, K + 1).
         mask_logits: (Q, h, w).
         thing_ids: drop other classes (after the choice of the best, as published); None: keep all.
+        one_label_per_query: a query counts with its best class only.
+        score_threshold: drop instances that score less, in [0, 1].
 
     Returns:
         Instances of size (H, W) with ``pred_masks`` (n, H, W) bool, ``pred_boxes`` (tight around
         the masks, XYXY in pixels, zeros for an empty mask), ``pred_classes`` (n,) int64 and
         ``scores`` (n,): class probability times the mean mask probability inside the mask.
     """
-    num_queries, num_classes = class_logits.shape[0], class_logits.shape[1] - 1
-    probabilities = class_logits.softmax(-1)[:, :-1].flatten()  # (Q * K,)
-    scores, best = probabilities.topk(min(topk, num_queries * num_classes), sorted=False)
-    queries = best.div(num_classes, rounding_mode="floor")
-    classes = best % num_classes
+    num_classes = class_logits.shape[1] - 1
+    probabilities = class_logits.softmax(-1)[:, :-1]
+    if one_label_per_query:
+        probabilities, classes = probabilities.max(1)  # (Q,)
+        scores, queries = probabilities.topk(min(topk, len(probabilities)), sorted=False)
+        classes = classes[queries]
+    else:
+        probabilities = probabilities.flatten()  # (Q * K,)
+        scores, best = probabilities.topk(min(topk, len(probabilities)), sorted=False)
+        queries, classes = best.div(num_classes, rounding_mode="floor"), best % num_classes
+    keep = scores >= score_threshold  # the mean mask probability only lowers them
     if thing_ids is not None:
         things = torch.zeros(num_classes, dtype=torch.bool, device=classes.device)
         things[list(thing_ids)] = True
-        keep = things[classes]
-        scores, queries, classes = scores[keep], queries[keep], classes[keep]
+        keep &= things[classes]
+    scores, queries, classes = scores[keep], queries[keep], classes[keep]
     # A query stands for several instances, but its mask is the same.
     queries, mask_of_instance = queries.unique(return_inverse=True)
     logits = resize(mask_logits[queries])
@@ -172,7 +182,7 @@ def instance_inference(
     result.pred_boxes = Boxes(boxes_of_masks(masks))
     result.scores = scores * (sums / (areas + 1e-6))[mask_of_instance]
     result.pred_classes = classes
-    return result
+    return result[result.scores >= score_threshold] if score_threshold else result
 
 
 def area(masks: Tensor) -> Tensor:

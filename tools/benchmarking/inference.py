@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former import load_config
+from mask2former.config import adapt_to_machine
 from mask2former.modeling.fusion import prepare_for_inference
-from mask2former.trainer import adapt_to_machine
 
 from . import add_common_arguments, describe_machine, measure, peak_memory, synchronize
 from .huggingface import transformers_model

@@ -17,8 +17,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from mask2former import load_config
+from mask2former.config import adapt_to_machine
 from mask2former.solver import build_optimizer
-from mask2former.trainer import adapt_to_machine
 
 from . import add_common_arguments, describe_machine, peak_memory, synchronize
 from .huggingface import transformers_model

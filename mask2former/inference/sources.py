@@ -1,0 +1,115 @@
+"""Where pictures come from: files, folders, globs, lists, videos, a camera."""
+
+import glob
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..errors import DatasetError, UserError
+
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".npy"}
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture to segment, or a frame.
+
+    Attributes:
+        name: unique; what is written for it is called so.
+        file_name: the file's own.
+        picture: its path, or a frame's (H, W, 3) uint8 RGB.
+        video: name and frames per second of the video that it is a frame of.
+    """
+
+    name: str
+    file_name: str
+    picture: Path | np.ndarray
+    video: tuple[str, float] | None = None
+
+
+def find_files(inputs: Sequence[str]) -> list[Path]:
+    """The files that paths, folders (not their sub-folders) and globs name, without repeats.
+
+    ``-`` reads paths from the standard input, one a line. A path given by itself need not look like
+    a picture's.
+
+    Raises:
+        UserError: something names no file.
+    """
+    found: dict[Path, None] = {}
+    for text in inputs:
+        path = Path(text).expanduser()
+        if text == "-":
+            matches = [Path(line.strip()) for line in sys.stdin if line.strip()]
+        elif path.is_dir():
+            suffixes = PICTURES | VIDEOS
+            matches = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+        elif path.is_file():
+            matches = [path]
+        else:
+            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+        if not matches:
+            raise UserError(f"--input {text} names no picture")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """The stem of each path, with a number where two pictures share it."""
+    names: dict[str, None] = {}
+    for path in paths:
+        name, number = path.stem, 1
+        while name in names:
+            number += 1
+            name = f"{path.stem}_{number}"
+        names[name] = None
+    return list(names)
+
+
+def count_frames(path: Path) -> int:
+    """Pictures in a file: 1, or about how many frames a video says it has."""
+    if path.suffix.lower() not in VIDEOS:
+        return 1
+    return max(1, int(cv2.VideoCapture(os.fspath(path)).get(cv2.CAP_PROP_FRAME_COUNT)))
+
+
+def items(path: Path, name: str) -> Iterator[Item]:
+    """The picture in a file, or the frames of a video.
+
+    Raises:
+        DatasetError: the video cannot be opened, or ends before its first frame.
+    """
+    if path.suffix.lower() in VIDEOS:
+        yield from frames(os.fspath(path), name)
+    else:
+        yield Item(name, path.name, path)
+
+
+def frames(source: str | int, name: str) -> Iterator[Item]:
+    """The frames of a video, or of the camera of a number.
+
+    Raises:
+        DatasetError: it cannot be opened, or has no frame.
+    """
+    capture = cv2.VideoCapture(source)
+    rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
+    number = 0
+    try:
+        while True:
+            there, frame = capture.read()
+            if not there:
+                break
+            number += 1
+            image = np.ascontiguousarray(frame[:, :, ::-1])
+            yield Item(f"{name}_{number:06d}", f"{name}_{number:06d}.png", image, (name, rate))
+    finally:
+        capture.release()
+    if not number:
+        what = f"camera {source}" if isinstance(source, int) else source
+        raise DatasetError(f"{what} gives no frame; OpenCV cannot open it or it is empty")
