@@ -65,13 +65,13 @@ def main() -> int:
     done, failures = 0, []
     try:
         with tqdm(total=args.most or total, disable=None, unit="picture") as progress:
-            for item in noting_failures(sources, failures):
+            for number, item in enumerate(noting_failures(sources, failures), start=1):
                 with noting(failures, item.file_name):
                     image = predictor.read(item.picture)
                     writer.add(item, image, predictor.run(image, options))
                     done += 1
                 progress.update()
-                if progress.n == args.most:
+                if number == args.most:
                     break
     except KeyboardInterrupt:
         print("stopped; what was done is written", file=sys.stderr)

@@ -2,18 +2,24 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from detectron2.data import MetadataCatalog
-from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from mask2former.inference.results import ResultWriter, keep_confident
+from mask2former.inference import Instances, Panoptic, Prediction, Semantic
+from mask2former.inference.results import ResultWriter, save_cutouts
 from mask2former.inference.visualization import (
     LEAST_SIDE,
+    MOST_SIDE,
+    classes_in,
     contact_sheet,
     displayable,
     draw_prediction,
+    drawing_metadata,
+    fit_labels,
+    legend,
 )
+
+TASKS = ["panoptic", "instance", "semantic"]
 
 
 @pytest.fixture
@@ -22,58 +28,110 @@ def metadata(sample_root):
 
 
 @pytest.fixture
-def prediction():
+def drawing(metadata):
+    return drawing_metadata(metadata, metadata.stuff_classes)
+
+
+@pytest.fixture
+def prediction(metadata):
     """The left half is a person (score 0.9), the right half sky (score 0.4)."""
-    ids = torch.ones(40, 60, dtype=torch.int32)
+    ids = np.ones((40, 60), np.int32)
     ids[:, 30:] = 2
+    names = metadata.stuff_classes
     segments = [
-        {"id": 1, "category_id": 0, "isthing": True, "score": 0.9, "area": 1200},
-        {"id": 2, "category_id": 4, "isthing": False, "score": 0.4, "area": 1200},
+        {"id": 1, "category_id": 0, "isthing": True, "score": 0.9},
+        {"id": 2, "category_id": 4, "isthing": False, "score": 0.4},
     ]
-    instances = Instances((40, 60))
-    instances.pred_masks = torch.stack([ids == 1, ids == 2])
-    instances.scores = torch.tensor([0.9, 0.4])
-    instances.pred_classes = torch.tensor([0, 1])
-    return {
-        "panoptic_seg": (ids, segments),
-        "instances": instances,
-        "sem_seg": torch.stack([(ids == c).float() for c in (1, 2)]),
-    }
+    masks = np.stack([ids == 1, ids == 2])
+    classes, scores = np.array([0, 1]), np.array([0.9, 0.4], np.float32)
+    return Prediction(
+        40,
+        60,
+        panoptic=Panoptic.of(ids.copy(), segments, names),
+        instances=Instances.of(masks, classes, scores, names),
+        semantic=Semantic(ids, tuple(names)),
+    )
 
 
-@pytest.mark.parametrize("kind", ["panoptic_seg", "instances", "sem_seg"])
-def test_drawing_marks_the_segments(prediction, metadata, kind):
+@pytest.mark.parametrize("task", TASKS)
+def test_drawing_marks_the_segments(prediction, drawing, task):
     image = np.full((40, 60, 3), 127, np.uint8)
-    drawn = draw_prediction(image, {kind: prediction[kind]}, metadata)
+    drawn = draw_prediction(image, prediction, drawing, task)
     assert drawn.shape == (LEAST_SIDE, LEAST_SIDE * 60 // 40, 3)
     left, right = drawn[20:60, 100], drawn[20:60, -100]  # away from the labels in the middle
     assert (left.std(0) < 30).all()
     assert np.abs(left.mean(0) - right.mean(0)).max() > 10
 
 
-def test_empty_predictions_are_drawn(metadata):
-    image = np.zeros((40, 60, 3), np.uint8)
-    instances = Instances((40, 60))
-    instances.pred_masks = torch.zeros(0, 40, 60, dtype=torch.bool)
-    instances.scores, instances.pred_classes = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
-    empty = torch.zeros(40, 60, dtype=torch.int32)
-    for prediction in ({"instances": instances}, {"panoptic_seg": (empty, [])}):
-        assert draw_prediction(image, prediction, metadata).shape[0] == LEAST_SIDE
+@pytest.mark.parametrize("task", TASKS)
+def test_empty_predictions_are_drawn(drawing, task):
+    names = drawing.stuff_classes
+    nothing = np.zeros((0, 40, 60), bool), np.zeros(0, np.int64), np.zeros(0, np.float32)
+    empty = Prediction(
+        40,
+        60,
+        panoptic=Panoptic.of(np.zeros((40, 60), np.int32), [], names),
+        instances=Instances.of(*nothing, names),
+        semantic=Semantic(np.full((40, 60), len(names), np.int32), tuple(names)),
+    )
+    drawn = draw_prediction(np.full((40, 60, 3), 99, np.uint8), empty, drawing, task)
+    assert (np.abs(drawn.astype(int) - 99) <= 1).all()
 
 
-def test_keep_confident(prediction):
-    kept = keep_confident(prediction, 0.5)
-    assert len(kept["instances"]) == 1
-    ids, segments = kept["panoptic_seg"]
-    assert [s["id"] for s in segments] == [1]
-    assert ids.unique().tolist() == [0, 1]
-    assert (ids[:, 30:] == 0).all()
-    assert len(keep_confident(prediction, 0.0)["instances"]) == 2
+def test_huge_pictures_are_drawn_smaller(drawing):
+    labels = np.zeros((3000, 6000), np.int32)
+    prediction = Prediction(*labels.shape, semantic=Semantic(labels, tuple(drawing.stuff_classes)))
+    drawn = draw_prediction(np.zeros((*labels.shape, 3), np.uint8), prediction, drawing)
+    assert drawn.shape == (MOST_SIDE // 2, MOST_SIDE, 3)
+
+
+def test_what_was_not_asked_for_cannot_be_drawn(drawing):
+    with pytest.raises(ValueError, match="no instance to draw"):
+        draw_prediction(np.zeros((40, 60, 3), np.uint8), Prediction(40, 60), drawing, "instance")
+
+
+def test_label_maps_are_resized_without_mixing():
+    labels = np.array([[0, 1], [2, 70000]])
+    expected = labels.repeat(3, axis=0).repeat(2, axis=1)
+    np.testing.assert_array_equal(fit_labels(labels, (6, 4)), expected)
+    np.testing.assert_array_equal(fit_labels(expected, (2, 2)), labels)
+
+
+def test_colors(metadata):
+    names = metadata.stuff_classes
+    own = drawing_metadata(metadata, names)
+    assert own.thing_colors == own.stuff_colors == metadata.stuff_colors
+    safe = drawing_metadata(metadata, [str(i) for i in range(21)], color_blind_safe=True)
+    assert len(set(safe.stuff_colors)) == 21
+    assert all(0 <= value <= 255 for color in safe.stuff_colors for value in color)
+    other = drawing_metadata(metadata, [str(i) for i in range(200)])  # not this data set's
+    assert len(other.stuff_colors) == 200
+
+
+def test_legend_shows_the_colors(prediction, drawing):
+    assert classes_in(prediction) == [0, 1, 4]
+    strip = legend([0, 4], drawing, 400)
+    assert strip.shape[0] == 400
+    for class_id in (0, 4):
+        assert (strip == drawing.stuff_colors[class_id]).all(-1).sum() > 80
+    assert not (strip == drawing.stuff_colors[1]).all(-1).any()
+    columns = legend(list(range(9)), drawing, 72)  # three lines fit
+    assert columns.shape[1] == 3 * legend([0], drawing, 72).shape[1]
+
+
+def test_cutouts(prediction, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    save_cutouts(image, prediction, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["001_person.png", "002_sky.png"]
+    cut = np.asarray(Image.open(tmp_path / "002_sky.png"))
+    np.testing.assert_array_equal(cut[..., :3], image[:, 30:])
+    assert (cut[..., 3] == 255).all()
+    with pytest.raises(ValueError, match="no segments"):
+        save_cutouts(image, Prediction(40, 60, semantic=prediction.semantic), tmp_path)
 
 
 def test_results_carry_the_category_ids_of_the_data_set(prediction, metadata, tmp_path):
     writer = ResultWriter(tmp_path, metadata)
-    prediction["instances"].pred_boxes = Boxes(torch.tensor([[0, 0, 30, 40], [30, 0, 60, 40.0]]))
     writer.add("a", "a.jpg", prediction)
     writer.close()
     things = metadata.thing_dataset_id_to_contiguous_id
@@ -82,13 +140,15 @@ def test_results_carry_the_category_ids_of_the_data_set(prediction, metadata, tm
     assert results[1]["bbox"] == [30, 0, 30, 40]
     panoptic = json.loads((tmp_path / "panoptic.json").read_text())
     (annotation,) = panoptic["annotations"]
-    assert panoptic["images"] == [{"id": 1, "file_name": "a.jpg"}]
+    assert panoptic["images"] == [{"id": 1, "file_name": "a.jpg", "height": 40, "width": 60}]
     contiguous = metadata.stuff_dataset_id_to_contiguous_id
     categories = {c["id"]: (c["name"], c["isthing"]) for c in panoptic["categories"]}
     assert set(categories) == set(contiguous)
     names = [categories[s["category_id"]] for s in annotation["segments_info"]]
     assert names == [("person", 1), ("sky", 0)]
     assert [contiguous[s["category_id"]] for s in annotation["segments_info"]] == [0, 4]
+    assert [s["bbox"] for s in annotation["segments_info"]] == [[0, 0, 30, 40], [30, 0, 30, 40]]
+    assert np.asarray(Image.open(tmp_path / "semantic/a.png")).tolist()[0] == [1] * 30 + [2] * 30
 
 
 def test_contact_sheet():
@@ -99,11 +159,6 @@ def test_contact_sheet():
     assert sheet[36, 36].tolist() == [200, 0, 0]
     assert sheet[36, 102].tolist() == [0, 0, 200]
     assert sheet[102, 102].tolist() == [255, 255, 255]
-
-
-def test_one_class_is_not_drawn_everywhere(tmp_path, metadata):
-    ResultWriter(tmp_path, metadata).add("a", "a.jpg", {"sem_seg": torch.tensor([[[0.7, 0.3]]])})
-    assert np.asarray(Image.open(tmp_path / "semantic/a.png")).tolist() == [[0, 1]]
 
 
 def test_headings_stand_above_their_columns():
