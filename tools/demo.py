@@ -13,6 +13,7 @@ at the end, and the exit status is 1 then.
 import argparse
 import contextlib
 import dataclasses
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,6 +44,7 @@ from mask2former.inference.sources import (
     items,
     unique_names,
 )
+from mask2former.inference.tiling import largest_tile, segment_in_tiles
 from mask2former.inference.visualization import classes_in, fit, legend
 
 # What a single bad picture can raise; it is named, and the others go on.
@@ -68,7 +70,7 @@ def main() -> int:
             for number, item in enumerate(noting_failures(sources, failures), start=1):
                 with noting(failures, item.file_name):
                     image = predictor.read(item.picture)
-                    writer.add(item, image, predictor.run(image, options))
+                    writer.add(item, image, segment(args, predictor, image, options))
                     done += 1
                 progress.update()
                 if number == args.most:
@@ -134,7 +136,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--color-blind", action="store_true", help="colours that everyone can tell apart")
     add("--legend", action="store_true", help="name the colours beside the picture")
     add("--side-by-side", action="store_true", help="the picture itself beside the overlay")
-    add("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides of the config")
+    tiles = parser.add_argument_group("huge pictures")
+    add = tiles.add_argument
+    add("--max-memory", type=memory, metavar="2GB", help="tiles as large as this memory allows")
+    add("--tile", type=positive, metavar="PIXELS", help="side of a tile")
+    add("--scale", type=float, default=1.0, help="of a tile, in pixels of the model per pixel")
+    add("--no-overview", action="store_true", help="tiles alone, without the whole picture first")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides of the config"
+    )
     args = parser.parse_args()
     if (args.input is None) == (args.webcam is None):
         parser.error("name either --input or --webcam")
@@ -174,6 +184,43 @@ def options_of(args: argparse.Namespace, predictor: Predictor) -> Options:
         return dataclasses.replace(predictor.options, **changes)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def segment(
+    args: argparse.Namespace, predictor: Predictor, image: np.ndarray, options: Options
+) -> Prediction:
+    """The whole picture at once, or in tiles where that was asked for and it is larger than one."""
+    side = args.tile
+    if args.max_memory is not None:
+        maps = 2 if "semantic" in options.tasks else 1
+        limit = largest_tile(predictor, image.shape[:2], args.max_memory, maps)
+        side = min(side or limit, limit)
+    if side is None or max(image.shape[:2]) <= side:
+        return predictor.run(image, options)
+    with tqdm(disable=None, unit="tile", leave=False) as progress:
+
+        def report(done: int, total: int) -> None:
+            progress.total = total
+            progress.update()
+
+        return segment_in_tiles(
+            predictor,
+            image,
+            options,
+            tile=side,
+            scale=args.scale,
+            overview=not args.no_overview,
+            progress=report,
+        )
+
+
+def memory(text: str) -> int:
+    """Bytes from a number with a unit, such as 2GB or 500MB."""
+    found = re.fullmatch(r"([\d.]+)\s*([kMG]i?B?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text} is no amount of memory such as 2GB or 800MB")
+    power = "kMG".index(found[2][0]) + 1
+    return int(float(found[1]) * (1024 if "i" in found[2] else 1000) ** power)
 
 
 class Film(NamedTuple):

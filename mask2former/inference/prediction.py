@@ -71,7 +71,9 @@ class Panoptic:
             names: of the classes.
         """
         places = ndimage.find_objects(ids)
-        areas = np.bincount(ids.ravel(), minlength=len(places) + 1)
+        areas = np.zeros(len(places) + 1, np.int64)
+        for rows in np.array_split(ids, len(ids) // 256 + 1):  # bincount makes a larger copy
+            areas += np.bincount(rows.ravel(), minlength=len(places) + 1)
         kept, gone = [], []
         for segment in segments:
             if segment["id"] > len(places) or areas[segment["id"]] < max(1, least_area):
@@ -89,8 +91,10 @@ class Panoptic:
                     box=(columns.start, rows.start, columns.stop, rows.stop),
                 )
             )
-        if gone:
-            ids[np.isin(ids, gone)] = 0
+        for id_ in gone:
+            if id_ <= len(places) and places[id_ - 1] is not None:
+                part = ids[places[id_ - 1]]
+                part[part == id_] = 0
         return cls(ids, tuple(kept))
 
     def mask(self, segment: Segment) -> np.ndarray:

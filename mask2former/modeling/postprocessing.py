@@ -113,7 +113,10 @@ def panoptic_inference(
         segment["area"] += visible[query]
         segment_of_query[query] = segment["id"]
     _add_scores(segments, segment_of_query[:n], scores.tolist())
-    return torch.tensor(segment_of_query, dtype=torch.int32, device=owner.device)[owner], segments
+    ids = torch.tensor(segment_of_query, dtype=torch.int32, device=owner.device)
+    for rows in owner.split(1024):  # a huge map would be in memory three times
+        rows.copy_(ids[rows])
+    return owner, segments
 
 
 def _add_scores(

@@ -1,0 +1,200 @@
+"""Tiles joined again, from a predictor that knows the truth, and from one that makes mistakes."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from mask2former.errors import UserError
+from mask2former.inference import Options, Panoptic, Prediction, Semantic, tiling
+from mask2former.inference.tiling import largest_tile, segment_in_tiles, tiles_of
+
+NAMES = ("nut", "bean", "table", "plate")  # things, then stuff
+
+
+def truth(height=300, width=420):
+    """A class map and an id map: a plate on a table, and things on both."""
+    y, x = np.mgrid[:height, :width]
+    classes = np.where((y - 150) ** 2 + (x - 210) ** 2 < 110**2, 3, 2)
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        cy, cx, r = random.integers(10, height), random.integers(10, width), random.integers(5, 16)
+        near = (y - cy) ** 2 + (x - cx) ** 2
+        if (classes[near < (r + 2) ** 2] >= 2).all():  # things do not touch
+            classes[near < r**2] = random.integers(0, 2)
+    return classes.astype(np.int32)
+
+
+def panoptic_of(classes):
+    """Connected things are one each, stuff is one a class; ids in an order of their own."""
+    ids, segments = np.zeros(classes.shape, np.int32), []
+    for class_id in np.unique(classes):
+        isthing = class_id < 2
+        mask = classes == class_id
+        parts, count = ndimage.label(mask) if isthing else (mask.astype(int), 1)
+        for part in range(1, count + 1):
+            segments.append(
+                {
+                    "id": len(segments) + 1,
+                    "category_id": int(class_id),
+                    "isthing": isthing,
+                    "score": 0.9,
+                }
+            )
+            ids[parts == part] = len(segments)
+    return Panoptic.of(ids, segments, NAMES)
+
+
+class Oracle:
+    """Sees each tile as it is; the picture is the class map, in one channel."""
+
+    options = Options(tasks=("panoptic", "semantic"))
+    categories = NAMES
+
+    def __init__(self, blind=False):
+        self.blind, self.sizes = blind, []
+
+    def run(self, image, options):
+        """The overview; a blind one takes everything for a table."""
+        classes = np.full_like(image, 2) if self.blind else image
+        return self.segment(classes, image.shape[:2], options)
+
+    def predict(self, image):
+        self.sizes.append(image.shape[:2])
+        return image
+
+    def segment(self, classes, size, options):
+        classes = classes[:, :, 0] if classes.ndim == 3 else classes
+        return Prediction(
+            *size, panoptic=panoptic_of(classes), semantic=Semantic(classes.copy(), NAMES)
+        )
+
+
+def same_segments(a, b):
+    """Whether two maps differ in the numbers of their segments only."""
+    pairs = np.unique(np.stack([a.ids.ravel(), b.ids.ravel()]), axis=1).T
+    assert len(pairs) == len(a.segments) == len(b.segments)
+    by_id = {s.id: s for s in a.segments}, {s.id: s for s in b.segments}
+    for i, j in pairs.tolist():
+        one, other = by_id[0][i], by_id[1][j]
+        assert (one.category_id, one.area, one.box) == (other.category_id, other.area, other.box)
+    return True
+
+
+@pytest.mark.parametrize("overview", [True, False])
+@pytest.mark.parametrize(("tile", "overlap"), [(128, 40), (200, 33), (97, 48), (1000, 250)])
+def test_perfect_tiles_make_the_whole(tile, overlap, overview):
+    classes = truth()
+    joined = segment_in_tiles(Oracle(), classes, tile=tile, overlap=overlap, overview=overview)
+    assert len(joined.panoptic.segments) > 20
+    assert same_segments(joined.panoptic, panoptic_of(classes))
+    np.testing.assert_array_equal(joined.semantic.labels, classes)
+
+
+def test_tiles_add_what_the_overview_missed():
+    """Things smaller than the overlap, all of them; what is larger is left to the overview."""
+    classes = truth()
+    joined = segment_in_tiles(Oracle(blind=True), classes, tile=128, overlap=40)
+    expected = panoptic_of(np.where(classes < 2, classes, 2))
+    assert same_segments(joined.panoptic, expected)
+
+
+def test_tiles_sharpen_what_the_overview_saw():
+    sharp = np.full((200, 200), 2, np.int32)
+    sharp[80:110, 90:120] = 0
+    oracle = Oracle()
+    blurred = sharp.copy()
+    blurred[76:110, 86:120] = 0
+    oracle.run = lambda image, options: oracle.segment(blurred, (200, 200), options)
+    joined = segment_in_tiles(oracle, sharp, tile=128, overlap=64)
+    assert same_segments(joined.panoptic, panoptic_of(sharp))
+
+
+def test_a_thing_across_all_tiles_is_one_without_an_overview():
+    classes = np.full((100, 400), 2, np.int32)
+    classes[40:60] = 1
+    joined = segment_in_tiles(Oracle(), classes, tile=100, overlap=30, overview=False)
+    assert same_segments(joined.panoptic, panoptic_of(classes))
+
+
+def test_neighbours_of_one_class_stay_two():
+    classes = np.full((64, 128), 2, np.int32)
+    classes[10:50, 20:60] = classes[10:50, 62:100] = 0
+    joined = segment_in_tiles(Oracle(), classes, tile=80, overlap=40, overview=False)
+    assert same_segments(joined.panoptic, panoptic_of(classes))
+
+
+def test_tiles_cover_the_picture():
+    for size, tile, overlap in [((300, 420), 128, 40), ((1, 999), 256, 64), ((50, 50), 64, 16)]:
+        tiles = tiles_of(size, tile, overlap)
+        owners = np.zeros(size, int)
+        for part in tiles:
+            assert part.bottom - part.top == min(tile, size[0])
+            assert part.right - part.left == min(tile, size[1])
+            owners[part.own_top : part.bottom, part.own_left : part.right] += 1
+        assert (owners > 0).all()
+        lefts = sorted({part.left for part in tiles})
+        assert all(a + tile - b >= overlap for a, b in itertools.pairwise(lefts))
+
+
+def test_least_area_counts_in_the_whole_picture():
+    classes = np.full((64, 256), 2, np.int32)
+    classes[30:34, 100:140] = 0  # 160 pixels, about half of them in each tile
+    options = Options(tasks=("panoptic",), minimum_area=150)
+    joined = segment_in_tiles(Oracle(), classes, options, tile=140, overlap=40, overview=False)
+    assert [s.area for s in joined.panoptic.segments if s.isthing] == [160]
+    options = Options(tasks=("instance",), minimum_area=161)
+    joined = segment_in_tiles(Oracle(), classes, options, tile=140, overlap=40, overview=False)
+    assert not [s for s in joined.panoptic.segments if s.isthing]
+    assert joined.semantic is None
+
+
+def test_scale_and_progress():
+    oracle, seen = Oracle(), []
+    oracle.segment = lambda classes, size, options: Prediction(
+        *size, panoptic=panoptic_of(np.full(size, 2, np.int32))
+    )
+    segment_in_tiles(
+        oracle,
+        np.zeros((100, 200, 3), np.uint8),
+        Options(tasks=("panoptic",)),
+        tile=100,
+        overlap=0,
+        scale=0.5,
+        overview=False,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert oracle.sizes == [(50, 50), (50, 50)]
+    assert seen == [(1, 2), (2, 2)]
+    with pytest.raises(ValueError, match="overlap is 100, expected 0 to 99"):
+        segment_in_tiles(oracle, np.zeros((9, 9, 3), np.uint8), tile=100, overlap=100)
+
+
+def test_the_model_in_tiles(predictor):
+    """One tile is the whole picture; several agree with it in size and classes."""
+    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    whole = predictor(picture)
+    alone = segment_in_tiles(predictor, picture, tile=96, overlap=0, overview=False)
+    np.testing.assert_array_equal(alone.panoptic.ids, whole.panoptic.ids)
+    cut = segment_in_tiles(predictor, picture, tile=64, overlap=32)
+    assert cut.panoptic.ids.shape == cut.semantic.labels.shape == (64, 96)
+    assert set(np.unique(cut.panoptic.ids)) - {0} == {s.id for s in cut.panoptic.segments}
+
+
+def test_memory_limits_the_tile(predictor, monkeypatch):
+    held, size = 10**9, (6000, 8000)
+    monkeypatch.setattr(tiling, "resident_bytes", lambda: held)
+    per_pixel = tiling.MEMORY_FACTOR * tiling.tile_bytes(predictor, 512) / 512**2
+    maps = 4 * size[0] * size[1]
+    side = largest_tile(predictor, size, held + maps + int(per_pixel * 700**2))
+    assert side == 640  # the multiple of 64 below 700
+    with pytest.raises(UserError, match=r"8000 x 6000 pixels takes 1\.2 GB.*--max-memory"):
+        largest_tile(predictor, size, held + maps)
+    assert largest_tile(predictor, size, 10**12) == tiling.LARGEST_TILE
+
+
+def test_resident_memory_grows_with_what_is_allocated():
+    before = tiling.resident_bytes()
+    block = np.ones(50_000_000)
+    assert tiling.resident_bytes() - before > 0.9 * block.nbytes
