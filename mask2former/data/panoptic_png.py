@@ -11,4 +11,5 @@ def rgb2id(rgb: np.ndarray) -> np.ndarray:
 
 def id2rgb(ids: np.ndarray) -> np.ndarray:
     """(h, w) ids in [0, 2^24) -> (h, w, 3) uint8."""
-    return np.stack([(ids >> shift) & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
+    little_endian = np.ascontiguousarray(ids, dtype="<i4")
+    return np.ascontiguousarray(little_endian.view(np.uint8).reshape(*ids.shape, 4)[..., :3])

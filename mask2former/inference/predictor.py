@@ -1,6 +1,7 @@
 """Pictures in, segmentations out."""
 
 import dataclasses
+import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -158,16 +159,26 @@ class Predictor:
         """A picture (H, W, C), channels as ``image_format`` says; raises what `as_array` does."""
         return as_array(picture, self.image_format)
 
-    def run(self, image: np.ndarray, options: Options | None = None) -> Prediction:
-        """Segment a picture that was :meth:`read`."""
-        prediction = self.predict(self.resized(image))
+    def run(
+        self, image: np.ndarray, options: Options | None = None, *, most_pixels: int | None = None
+    ) -> Prediction:
+        """Segment a picture that was :meth:`read`.
+
+        Args:
+            most_pixels: that the model sees; the picture is made smaller than the config says where
+                that would be more.
+        """
+        prediction = self.predict(self.resized(image, most_pixels))
         return self.segment(prediction, image.shape[:2], options or self.options)
 
-    def resized(self, image: np.ndarray) -> np.ndarray:
+    def resized(self, image: np.ndarray, most_pixels: int | None = None) -> np.ndarray:
         """A picture (H, W, C) at the size that the config tests at."""
         transform = self.resize.get_transform(image)
-        if isinstance(transform, T.ResizeTransform):  # of a line of pixels, it would leave none
-            new_size = max(1, transform.new_h), max(1, transform.new_w)
+        if isinstance(transform, T.ResizeTransform):
+            height, width = transform.new_h, transform.new_w
+            shrink = min(1.0, math.sqrt((most_pixels or math.inf) / max(1, height * width)))
+            # Of a line of pixels, the transform would leave none.
+            new_size = (max(1, int(side * shrink)) for side in (height, width))
             transform = T.ResizeTransform(*image.shape[:2], *new_size, transform.interp)
         return transform.apply_image(image)
 

@@ -29,6 +29,8 @@ LEAST_TILE, LARGEST_TILE, TILE_STEP = 256, 2048, 64
 # Beyond the tensors that the model makes: working memory of the convolutions, what the allocator
 # holds back, the segments of a tile.
 MEMORY_FACTOR = 1.6
+# Of the whole picture: the label map, and its copies in colour while it is written as a PNG.
+RESULT_BYTES_PER_PIXEL = 4 + 3 + 4
 
 
 def tiles_of(size: tuple[int, int], tile: int, overlap: int) -> list[Tile]:
@@ -85,7 +87,8 @@ def segment_in_tiles(
         overlap: pixels that neighbours share; a quarter of a tile by default. What is smaller is
             wholly in sight of a tile.
         scale: pixels of the model for one of the picture.
-        overview: begin with the whole picture at the size that the config tests at.
+        overview: begin with the whole picture at the size that the config tests at, or at that of
+            a tile if that is smaller.
         progress: called with the number of tiles done and of all.
     """
     overlap = tile // 4 if overlap is None else overlap
@@ -99,7 +102,11 @@ def segment_in_tiles(
     canvas = Canvas(size) if panoptic_on else None
     labels = np.zeros(size, np.int32) if "semantic" in tasks else None
     if overview:
-        whole = predictor.run(image, dataclasses.replace(in_tile, clean_up=0))
+        whole = predictor.run(
+            image,
+            dataclasses.replace(in_tile, clean_up=0),
+            most_pixels=max(1, int((tile * scale) ** 2)),  # that are as many as a tile has
+        )
         if canvas is not None:
             canvas.begin(whole.panoptic)
         if labels is not None:  # classes of stuff need the picture around them
@@ -143,7 +150,7 @@ def largest_tile(
     """Side of the largest tile with which a picture of (height, width) stays below ``max_memory``.
 
     The memory is that of the process (of a model on a GPU, the GPU's), in bytes, with what it holds
-    already, and with ``maps`` label maps of the picture.
+    already, and with ``maps`` label maps of the picture and their writing.
 
     Raises:
         UserError: it is too little for the least tile.
@@ -152,7 +159,8 @@ def largest_tile(
     if predictor.model.device.type == "cuda":
         held = torch.cuda.memory_allocated(predictor.model.device)
     else:
-        held = resident_bytes() + 4 * maps * size[0] * size[1]
+        result = RESULT_BYTES_PER_PIXEL + 4 * (maps - 1)
+        held = resident_bytes() + result * size[0] * size[1]
     side = math.isqrt(max(0, int((max_memory - held) / bytes_per_pixel)))
     side = min(side // TILE_STEP * TILE_STEP, LARGEST_TILE)
     if side < LEAST_TILE:

@@ -108,6 +108,14 @@ def test_smallest_and_longest_pictures(predictor, size):
     assert prediction.instances.masks.shape[1:] == size
 
 
+def test_most_pixels(predictor, picture):
+    assert predictor.resized(picture).shape[0] == 64
+    height, width, _ = predictor.resized(picture, 1000).shape
+    assert 900 < height * width <= 1000
+    assert width / height == pytest.approx(70 / 50, rel=0.05)
+    assert predictor.run(picture, most_pixels=1000).panoptic.ids.shape == (50, 70)
+
+
 def test_grey_pictures(predictor, picture):
     grey = picture[:, :, 0]
     assert same(predictor(grey), predictor(np.stack([grey] * 3, axis=2)))

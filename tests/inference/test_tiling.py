@@ -55,7 +55,7 @@ class Oracle:
     def __init__(self, blind=False):
         self.blind, self.sizes = blind, []
 
-    def run(self, image, options):
+    def run(self, image, options, most_pixels):
         """The overview; a blind one takes everything for a table."""
         classes = np.full_like(image, 2) if self.blind else image
         return self.segment(classes, image.shape[:2], options)
@@ -106,7 +106,7 @@ def test_tiles_sharpen_what_the_overview_saw():
     oracle = Oracle()
     blurred = sharp.copy()
     blurred[76:110, 86:120] = 0
-    oracle.run = lambda image, options: oracle.segment(blurred, (200, 200), options)
+    oracle.run = lambda image, options, most_pixels: oracle.segment(blurred, (200, 200), options)
     joined = segment_in_tiles(oracle, sharp, tile=128, overlap=64)
     assert same_segments(joined.panoptic, panoptic_of(sharp))
 
@@ -186,10 +186,10 @@ def test_memory_limits_the_tile(predictor, monkeypatch):
     held, size = 10**9, (6000, 8000)
     monkeypatch.setattr(tiling, "resident_bytes", lambda: held)
     per_pixel = tiling.MEMORY_FACTOR * tiling.tile_bytes(predictor, 512) / 512**2
-    maps = 4 * size[0] * size[1]
+    maps = tiling.RESULT_BYTES_PER_PIXEL * size[0] * size[1]
     side = largest_tile(predictor, size, held + maps + int(per_pixel * 700**2))
     assert side == 640  # the multiple of 64 below 700
-    with pytest.raises(UserError, match=r"8000 x 6000 pixels takes 1\.2 GB.*--max-memory"):
+    with pytest.raises(UserError, match=r"8000 x 6000 pixels takes 1\.5 GB.*--max-memory"):
         largest_tile(predictor, size, held + maps)
     assert largest_tile(predictor, size, 10**12) == tiling.LARGEST_TILE
 
