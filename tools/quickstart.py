@@ -7,6 +7,7 @@ Leaves in the output folder: ``metrics.json`` (Detectron2's results), ``loss.png
 
 import argparse
 import json
+import shlex
 import time
 from pathlib import Path
 
@@ -71,11 +72,10 @@ def main() -> None:
     )
     for name in ("metrics.json", "loss.png", "predictions.png", "train/model_final.pth"):
         print(f"  {output / name}")
-    print(
-        f"next: python tools/demo.py --config-file {args.config_file} --input YOUR_PICTURE.jpg "
-        f"--output my_output --opts MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} "
-        f"DATASETS.CATALOG {cfg.DATASETS.CATALOG}"
-    )
+    command = ["python", "tools/demo.py", "--config-file", str(args.config_file)]
+    command += ["--weights", cfg.MODEL.WEIGHTS, "--input", "YOUR_PICTURE.jpg"]
+    command += ["--output", "my_output", "--opts", "DATASETS.CATALOG", cfg.DATASETS.CATALOG]
+    print("next:", shlex.join(command))
 
 
 def parse_arguments() -> argparse.Namespace:
