@@ -140,7 +140,7 @@ def parse_arguments() -> argparse.Namespace:
     add = tiles.add_argument
     add("--max-memory", type=memory, metavar="2GB", help="tiles as large as this memory allows")
     add("--tile", type=positive, metavar="PIXELS", help="side of a tile")
-    add("--scale", type=float, default=1.0, help="of a tile, in pixels of the model per pixel")
+    add("--scale", type=scale, default=1.0, help="of a tile, in pixels of the model per pixel")
     add("--no-overview", action="store_true", help="tiles alone, without the whole picture first")
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides of the config"
@@ -194,6 +194,7 @@ def segment(
     if args.max_memory is not None:
         maps = 2 if "semantic" in options.tasks else 1
         limit = largest_tile(predictor, image.shape[:2], args.max_memory, maps)
+        limit = max(1, int(limit / args.scale))
         side = min(side or limit, limit)
     if side is None or max(image.shape[:2]) <= side:
         return predictor.run(image, options)
@@ -212,6 +213,13 @@ def segment(
             overview=not args.no_overview,
             progress=report,
         )
+
+
+def scale(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 16:
+        raise argparse.ArgumentTypeError(f"{text} is not in (0, 16]")
+    return value
 
 
 def memory(text: str) -> int:

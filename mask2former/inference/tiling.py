@@ -87,8 +87,8 @@ def segment_in_tiles(
         overlap: pixels that neighbours share; a quarter of a tile by default. What is smaller is
             wholly in sight of a tile.
         scale: pixels of the model for one of the picture.
-        overview: begin with the whole picture at the size that the config tests at, or at that of
-            a tile if that is smaller.
+        overview: begin the panoptic segmentation with the whole picture at the size that the config
+            tests at, or at that of a tile if that is smaller.
         progress: called with the number of tiles done and of all.
     """
     overlap = tile // 4 if overlap is None else overlap
@@ -101,16 +101,13 @@ def segment_in_tiles(
     in_tile = dataclasses.replace(options, tasks=tuple(tasks), minimum_area=0)
     canvas = Canvas(size) if panoptic_on else None
     labels = np.zeros(size, np.int32) if "semantic" in tasks else None
-    if overview:
+    if canvas is not None and overview:
         whole = predictor.run(
             image,
-            dataclasses.replace(in_tile, clean_up=0),
+            dataclasses.replace(in_tile, tasks=("panoptic",), clean_up=0),
             most_pixels=max(1, int((tile * scale) ** 2)),  # that are as many as a tile has
         )
-        if canvas is not None:
-            canvas.begin(whole.panoptic)
-        if labels is not None:  # classes of stuff need the picture around them
-            labels = whole.semantic.labels
+        canvas.begin(whole.panoptic)
     tiles = tiles_of(size, tile, overlap)
     for number, part in enumerate(tiles, start=1):
         prediction = _segment(predictor, image[part.place], scale, in_tile)
@@ -118,7 +115,7 @@ def segment_in_tiles(
             canvas.add_things(part, prediction.panoptic)
         elif canvas is not None:
             canvas.add(part, prediction.panoptic)
-        if labels is not None and not overview:
+        if labels is not None:
             own = (slice(part.own_top, part.bottom), slice(part.own_left, part.right))
             cut = (slice(part.own_top - part.top, None), slice(part.own_left - part.left, None))
             labels[own] = prediction.semantic.labels[cut]

@@ -168,6 +168,34 @@ def test_options_reach_the_predictor(run, tmp_path, monkeypatch):
         run("--input", tmp_path / "a.png", "--confidence-threshold", 3)
 
 
+@pytest.mark.parametrize(
+    ("text", "bytes_"), [("2GB", 2 * 10**9), ("1.5 GiB", 1.5 * 2**30), ("800M", 8 * 10**8)]
+)
+def test_amounts_of_memory(text, bytes_):
+    assert demo.memory(text) == bytes_
+    with pytest.raises(demo.argparse.ArgumentTypeError, match="no amount of memory"):
+        demo.memory("2 gallons")
+
+
+def test_tiles_are_as_large_as_the_memory_allows(run, tmp_path, monkeypatch):
+    Image.new("RGB", (300, 200)).save(tmp_path / "a.png")
+    seen = []
+
+    def in_tiles(predictor, image, options, *, tile, **others):
+        seen.append((tile, others["scale"], others["overview"]))
+        return predictor.run(image, options)
+
+    monkeypatch.setattr(demo, "segment_in_tiles", in_tiles)
+    monkeypatch.setattr(demo, "largest_tile", lambda predictor, size, memory, maps: memory // maps)
+    picture = ("--input", tmp_path / "a.png", "--task", "panoptic")
+    run(*picture)
+    run(*picture, "--tile", 128)
+    run(*picture, "--tile", 128, "--max-memory", "0.1kB", "--no-overview")
+    run(*picture, "--max-memory", "0.1kB", "--scale", 0.5)
+    run(*picture, "--max-memory", "0.3kB")  # the picture fits
+    assert seen == [(128, 1.0, True), (100, 1.0, False), (200, 0.5, True)]
+
+
 # ---- 300 files that are no ordinary pictures ----------------------------------------------------
 
 
