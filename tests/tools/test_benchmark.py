@@ -31,6 +31,7 @@ def test_op(benchmark):
     rows = {line.split()[0]: line.split()[1:] for line in output.splitlines() if "|" not in line}
     assert float(rows["compiled"][2]) < 0.02
     assert re.fullmatch(r"\d+\.\d\d", rows["ratio"][0])
+    assert re.search(r"fused \d+\.\d\d ms, .* \(ratio \d+\.\d\d\)", output)
 
 
 @pytest.fixture

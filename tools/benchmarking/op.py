@@ -1,7 +1,7 @@
 """``benchmark.py op``: multi-scale deformable attention, compiled against PyTorch's operators.
 
-Forward and backward, at the pixel decoder's shapes: strides 8, 16 and 32, 8 heads of 32 channels,
-4 points.
+Forward and backward, and forward from offsets and logits, at the pixel decoder's shapes: strides 8,
+16 and 32, 8 heads of 32 channels, 4 points.
 """
 
 import argparse
@@ -12,7 +12,12 @@ from tabulate import tabulate
 from torch import Tensor
 
 from mask2former.errors import UserError
-from mask2former_ops import backend, ms_deform_attn, ms_deform_attn_reference
+from mask2former_ops import (
+    backend,
+    ms_deform_attn,
+    ms_deform_attn_fused,
+    ms_deform_attn_reference,
+)
 
 from . import add_common_arguments, describe_machine, measure
 
@@ -60,10 +65,35 @@ def run(args: argparse.Namespace) -> None:
     )
     headers = ["", "forward ms", "backward ms", "output error", "gradient error"]
     print(tabulate(rows, headers=headers, floatfmt=("", ".2f", ".2f", ".1e", ".1e")))
+    fused, steps = measure_projected(args, shapes, inputs)
+    print(
+        f"from offsets and logits, forward: fused {fused:.2f} ms, softmax and locations first "
+        f"{steps:.2f} ms (ratio {steps / fused:.2f})"
+    )
     print(
         "errors against float64, relative to the largest value: the largest of the output, the mean"
     )
     print("of the gradients (that of a location jumps where a sample passes a pixel's centre)")
+
+
+def measure_projected(
+    args: argparse.Namespace, shapes: list[tuple[int, int]], inputs: list[Tensor]
+) -> tuple[float, float]:
+    """Milliseconds from offsets and logits to the output: the fused operator, and its steps."""
+    value, locations, weights = (tensor.detach() for tensor in inputs)
+    reference = locations.mean((0, 2, 3, 4))  # (Q, 2)
+    offsets, logits = locations - reference[:, None, None, None], weights.log()
+
+    def in_steps() -> Tensor:
+        places = reference[:, None, None, None] + offsets
+        return ms_deform_attn(
+            value, shapes, places, logits.flatten(3).softmax(-1).view(logits.shape)
+        )
+
+    def fused() -> Tensor:
+        return ms_deform_attn_fused(value, shapes, reference, offsets, logits)
+
+    return tuple(measure(run, args.repeats, args.device) for run in (fused, in_steps))
 
 
 def relative_errors(ours: Tensor, true: Tensor) -> Tensor:
