@@ -122,7 +122,7 @@ def export_program(
             ``import mask2former_ops`` first. Otherwise by PyTorch's ``grid_sample``.
     """
     images = torch.zeros(2, len(model.pixel_mean), *_TRACED_SIDES, device=model.device)
-    sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    sizes = {0: Dim("batch"), 2: Dim("height", min=LEAST_SIDE), 3: Dim("width", min=LEAST_SIDE)}
     with nullcontext() if compiled_op else mask2former_ops.plain():
         program = torch.export.export(
             ExportableModel(model, task).eval(),
@@ -156,6 +156,7 @@ def save_program(program: ExportedProgram, path: Path, metadata: Mapping[str, st
     torch.export.save(program, path, extra_files=extra_files)
 
 
+@torch.no_grad()  # with gradients attention is decomposed otherwise, into views that do not exist
 def save_onnx(
     program: ExportedProgram, path: Path, metadata: Mapping[str, str], *, task: str, opset: int
 ) -> None:
