@@ -33,6 +33,13 @@ OUTPUTS = {
 }
 OPSET = 20  # the first whose GridSample is what the exporter emits
 LEAST_SIDE = 33  # of a picture; a coarser map of one pixel would be a case of its own
+DYNAMIC_SHAPES = {
+    "images": {
+        0: Dim("batch"),
+        2: Dim("height", min=LEAST_SIDE),
+        3: Dim("width", min=LEAST_SIDE),
+    }
+}
 _TRACED_SIDES = (260, 300)  # none of the maps and windows of this size is a special case
 
 
@@ -112,9 +119,7 @@ def metadata_for_export(cfg: CfgNode, task: str) -> dict[str, str]:
 
 
 @torch.no_grad()
-def export_program(
-    model: MaskFormer, task: str, *, compiled_op: bool = False
-) -> ExportedProgram:
+def export_program(model: MaskFormer, task: str, *, compiled_op: bool = False) -> ExportedProgram:
     """The graph, with dynamic batch, height and width.
 
     Args:
@@ -122,12 +127,11 @@ def export_program(
             ``import mask2former_ops`` first. Otherwise by PyTorch's ``grid_sample``.
     """
     images = torch.zeros(2, len(model.pixel_mean), *_TRACED_SIDES, device=model.device)
-    sizes = {0: Dim("batch"), 2: Dim("height", min=LEAST_SIDE), 3: Dim("width", min=LEAST_SIDE)}
     with nullcontext() if compiled_op else mask2former_ops.plain():
         program = torch.export.export(
             ExportableModel(model, task).eval(),
             (images,),
-            dynamic_shapes=(sizes,),
+            dynamic_shapes=DYNAMIC_SHAPES,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
     _drop_assertions(program)
@@ -158,9 +162,18 @@ def save_program(program: ExportedProgram, path: Path, metadata: Mapping[str, st
 
 @torch.no_grad()  # with gradients attention is decomposed otherwise, into views that do not exist
 def save_onnx(
-    program: ExportedProgram, path: Path, metadata: Mapping[str, str], *, task: str, opset: int
+    program: ExportedProgram,
+    path: Path,
+    metadata: Mapping[str, str],
+    *,
+    task: str,
+    opset: int = OPSET,
+    optimize: bool = True,
 ) -> None:
     """Write an ONNX file of standard operators, with ``metadata`` as its ``metadata_props``.
+
+    Args:
+        optimize: fold constants and simplify the graph, which takes about as long as the rest.
 
     Raises:
         UserError: the packages that this needs are not installed.
@@ -171,11 +184,19 @@ def save_onnx(
             program,
             input_names=["images"],
             output_names=list(OUTPUTS[task]),
+            dynamic_shapes=DYNAMIC_SHAPES,  # for their names
             opset_version=opset,
+            optimize=optimize,
             verbose=False,
         )
     onnx_program.model.metadata_props.update(metadata)
     onnx_program.save(path)
+
+
+@torch.no_grad()
+def save_aoti(program: ExportedProgram, path: Path) -> None:
+    """Compile for this machine: ``torch._inductor.aoti_load_package(path)`` needs no Python."""
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
 
 
 def require(*packages: str) -> None:
