@@ -5,8 +5,8 @@
         --format onnx -o model.onnx [KEY VALUE ...]
 
 --task panoptic, instance or semantic, if the config switches it on, or raw: class and mask logits.
---format onnx: standard operators only; pt2: torch.export; aoti: compiled by AOTInductor for this
-machine. docs/EXPORT.md describes inputs and outputs; tools/onnx_example.py runs an ONNX file.
+--format onnx: standard operators only; pt2: torch.export. docs/EXPORT.md describes inputs and
+outputs; tools/onnx_example.py runs an ONNX file.
 
 The file is read back and run beside the model on pictures of several sizes. The exit status is 1 if
 more than 0.1 % of an output differs, or logits or scores by more than 0.1 %.
@@ -32,7 +32,7 @@ from mask2former.modeling import MaskFormer
 from mask2former.modeling.fusion import prepare_for_inference
 from mask2former.trainer import adapt_to_machine
 
-FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".pt2"}
+FORMATS = ("onnx", "pt2")
 
 
 def main() -> int:
@@ -53,11 +53,10 @@ def main() -> int:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    suffix = FORMATS[args.format]
-    if args.output.suffix != suffix:
-        raise UserError(f"-o {args.output}: --format {args.format} is written as {suffix}")
-    if args.compiled_op and args.format != "pt2":
-        raise UserError(f"--compiled-op is for --format pt2; {args.format} cannot hold it")
+    if args.output.suffix != f".{args.format}":
+        raise UserError(f"-o {args.output}: --format {args.format} is written as .{args.format}")
+    if args.compiled_op and args.format == "onnx":
+        raise UserError("--compiled-op: ONNX cannot hold the operator; --format pt2 can")
     if (args.weights is None) == (args.random_weights is None):
         raise UserError("name the checkpoint: --weights model_final.pth (or --random-weights SEED)")
     if args.format == "onnx":
@@ -88,10 +87,8 @@ def write(model: MaskFormer, metadata: dict[str, str], args: argparse.Namespace)
     program = export.export_program(model, args.task, compiled_op=args.compiled_op)
     if args.format == "onnx":
         export.save_onnx(program, args.output, metadata, task=args.task, opset=args.opset)
-    elif args.format == "pt2":
-        export.save_program(program, args.output, metadata)
     else:
-        export.save_aoti(program, args.output)
+        export.save_program(program, args.output, metadata)
     # Weights of more than 2 GiB stand in a file of their own, model.onnx.data.
     size = sum(path.stat().st_size for path in args.output.parent.glob(f"{args.output.name}*"))
     return f"{size / 2**20:.1f} MiB, written in {time.perf_counter() - start:.0f} s"
@@ -99,11 +96,11 @@ def write(model: MaskFormer, metadata: dict[str, str], args: argparse.Namespace)
 
 def verify(model: MaskFormer, args: argparse.Namespace) -> int:
     """Print differences and times; the exit status."""
-    run = {
+    read = {
         "onnx": export_verification.onnx_runner,
         "pt2": export_verification.program_runner,
-        "aoti": export_verification.aoti_runner,
-    }[args.format](args.output)
+    }[args.format]
+    run = read(args.output)
     shapes = [(batch, *size) for batch in args.batches for size in args.sizes]
     rows, agree = [], True
     for result in export_verification.compare(model, args.task, run, shapes):
@@ -137,7 +134,7 @@ def parse_arguments() -> argparse.Namespace:
         "--random-weights", type=int, metavar="SEED", help="instead, to measure a model without any"
     )
     parser.add_argument("--task", choices=tuple(export.OUTPUTS), required=True)
-    parser.add_argument("--format", choices=tuple(FORMATS), required=True)
+    parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--opset", type=int, default=export.OPSET, help="of ONNX (default: 20)")
     parser.add_argument(

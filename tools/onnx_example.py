@@ -44,6 +44,7 @@ def main() -> None:
         segments = [segment for segment in segments if segment["category_id"] < len(classes)]
     for segment in segments:
         segment["category"] = classes[segment["category_id"]]
+        segment["isthing"] = segment["category_id"] in json.loads(metadata["thing_ids"])
     save(args.output, args.picture.stem, picture, ids, segments)
 
 

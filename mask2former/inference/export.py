@@ -20,7 +20,7 @@ from torch.nn import functional as F
 import mask2former_ops
 
 from ..errors import ConfigError, UserError
-from ..modeling import MaskFormer
+from ..modeling.meta_arch import MaskFormer, thing_ids_of
 from . import fixed_shapes
 from .predictor import metadata_of
 
@@ -76,7 +76,7 @@ class ExportableModel(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W), channels and units as ``INPUT.FORMAT`` says -> ``OUTPUTS`` of the task."""
-        size, divisor = images.shape[2:], max(self.model.size_divisibility, 1)
+        size, divisor = images.shape[2:], self.model.size_divisibility
         padded = [(side + divisor - 1) // divisor * divisor for side in size]
         batch = (images - self.model.pixel_mean) / self.model.pixel_std
         batch = F.pad(batch, (0, padded[1] - size[1], 0, padded[0] - size[0]))
@@ -106,13 +106,15 @@ def check_task(cfg: CfgNode, task: str) -> None:
 
 
 def metadata_for_export(cfg: CfgNode, task: str) -> dict[str, str]:
-    """What a program needs to know beside the graph; all values but the strings are JSON."""
+    """What a program needs to know beside the graph; lists and numbers as JSON."""
     metadata = metadata_of(cfg)
     names = metadata.get("stuff_classes") or metadata.get("thing_classes")
+    names = names or [f"class {i}" for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
     return {
         "task": task,
         "input_format": cfg.INPUT.FORMAT,
         "classes": json.dumps(list(names), ensure_ascii=False),
+        "thing_ids": json.dumps(thing_ids_of(cfg)),
         "shortest_side": json.dumps(cfg.INPUT.MIN_SIZE_TEST),
         "longest_side": json.dumps(cfg.INPUT.MAX_SIZE_TEST),
     }
@@ -125,7 +127,15 @@ def export_program(model: MaskFormer, task: str, *, compiled_op: bool = False) -
     Args:
         compiled_op: deformable attention by the compiled operator; whoever loads the graph must
             ``import mask2former_ops`` first. Otherwise by PyTorch's ``grid_sample``.
+
+    Raises:
+        ConfigError: pictures are not padded to multiples of 32.
     """
+    if model.size_divisibility % 32 or model.size_divisibility < 32:
+        raise ConfigError(
+            f"MODEL.MASK_FORMER.SIZE_DIVISIBILITY is {model.size_divisibility}; an export for "
+            "pictures of any size needs a multiple of 32"
+        )
     images = torch.zeros(2, len(model.pixel_mean), *_TRACED_SIDES, device=model.device)
     with nullcontext() if compiled_op else mask2former_ops.plain():
         program = torch.export.export(
@@ -191,12 +201,6 @@ def save_onnx(
         )
     onnx_program.model.metadata_props.update(metadata)
     onnx_program.save(path)
-
-
-@torch.no_grad()
-def save_aoti(program: ExportedProgram, path: Path) -> None:
-    """Compile for this machine: ``torch._inductor.aoti_load_package(path)`` needs no Python."""
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
 
 
 def require(*packages: str) -> None:

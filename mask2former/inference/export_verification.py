@@ -80,11 +80,6 @@ def program_runner(path: Path) -> Runner:
     return torch.export.load(path).module()
 
 
-def aoti_runner(path: Path) -> Runner:
-    """A package of AOTInductor."""
-    return torch._inductor.aoti_load_package(str(path))
-
-
 def _timed(function: Callable[[Tensor], Any], images: Tensor) -> tuple[Any, float]:
     function(images)
     start = time.perf_counter()
