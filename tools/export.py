@@ -57,6 +57,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"-o {args.output}: --format {args.format} is written as .{args.format}")
     if args.compiled_op and args.format == "onnx":
         raise UserError("--compiled-op: ONNX cannot hold the operator; --format pt2 can")
+    if args.opset < export.LEAST_OPSET:
+        raise UserError(f"--opset {args.opset}: {export.LEAST_OPSET} is the least")
     if (args.weights is None) == (args.random_weights is None):
         raise UserError("name the checkpoint: --weights model_final.pth (or --random-weights SEED)")
     if args.format == "onnx":
@@ -136,7 +138,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--task", choices=tuple(export.OUTPUTS), required=True)
     parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--opset", type=int, default=export.OPSET, help="of ONNX (default: 20)")
+    parser.add_argument(
+        "--opset", type=int, default=export.OPSET, help="of ONNX (default: %(default)s)"
+    )
     parser.add_argument(
         "--compiled-op",
         action="store_true",

@@ -31,7 +31,7 @@ OUTPUTS = {
     "semantic": ("labels",),
     "raw": ("class_logits", "mask_logits"),
 }
-OPSET = 20  # the first whose GridSample is what the exporter emits
+LEAST_OPSET, OPSET = 18, 20  # the exporter writes no older ones; the default
 LEAST_SIDE = 33  # of a picture; a coarser map of one pixel would be a case of its own
 DYNAMIC_SHAPES = {
     "images": {
