@@ -2,11 +2,11 @@
 
 `ms_deform_attn`, and `ms_deform_attn_fused` for the projections before they are locations and
 weights, call the compiled library for the tensors' device; where there is none, they warn once and
-call `ms_deform_attn_reference`. `backend` tells which, and why. An error inside the compiled
-operator is raised as it is.
+call `ms_deform_attn_reference`. `backend` tells which, and why; inside `plain()` it is always the
+latter. An error inside the compiled operator is raised as it is.
 """
 
-from .library import BackendStatus, backend
+from .library import BackendStatus, backend, plain
 from .ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 from .reference import ms_deform_attn_reference
 
@@ -16,4 +16,5 @@ __all__ = [
     "ms_deform_attn",
     "ms_deform_attn_fused",
     "ms_deform_attn_reference",
+    "plain",
 ]

@@ -3,6 +3,9 @@
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -47,6 +50,7 @@ if _BACKENDS["cpu"].name == "compiled":  # it holds the schema, which the CUDA l
 else:
     _BACKENDS["cuda"] = _BACKENDS["cpu"]
 _warned: set[str] = set()
+_plain = ContextVar("plain", default=False)
 
 
 def backend(device_type: str) -> BackendStatus:
@@ -55,9 +59,21 @@ def backend(device_type: str) -> BackendStatus:
     return _BACKENDS.get(device_type, unknown)
 
 
+@contextmanager
+def plain() -> Iterator[None]:
+    """Inside the block, in this thread, run PyTorch's own operators, the only ones in an export."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
 @torch.compiler.assume_constant_result  # torch.compile calls it while tracing
 def use_compiled(device_type: str) -> bool:
     """Whether to call the compiled operator; warns, the first time, where there is none."""
+    if _plain.get():
+        return False
     status = backend(device_type)
     if status.name == "pytorch" and device_type not in _warned:
         _warned.add(device_type)

@@ -84,7 +84,9 @@ class MSDeformAttn(nn.Module):
         The projection makes pixels of the level. It is divided by the level's size, not its result,
         which is a hundred times larger.
         """
-        pixel = query.new_tensor([(1 / w, 1 / h) for h, w in spatial_shapes])  # (L, 2)
+        # Sizes, not their reciprocals: torch.export keeps these variable.
+        sizes = torch.tensor([(w, h) for h, w in spatial_shapes], device=query.device)  # (L, 2)
+        pixel = 1 / sizes.to(query.dtype)
         scale = pixel[:, None].expand(self.n_heads, -1, self.n_points, -1).flatten()
         projection = self.sampling_offsets
         return linear(query, projection.weight * scale[:, None], projection.bias * scale)

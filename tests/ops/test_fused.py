@@ -2,6 +2,7 @@
 
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -147,3 +148,14 @@ def test_cuda(dtype, channels):
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-5}.get(dtype, 2e-2)
     for ours, true in zip(outputs_and_gradients(fused, inputs, grad), exact):
         assert (ours.double() - true).abs().max() <= tolerance * true.abs().max()
+
+
+@needs_compiled
+def test_plain_is_for_its_block_and_thread():
+    from mask2former_ops.library import use_compiled
+
+    with mask2former_ops.plain():
+        assert not use_compiled("cpu")
+        with ThreadPoolExecutor() as other:
+            assert other.submit(use_compiled, "cpu").result()
+    assert use_compiled("cpu")

@@ -267,7 +267,7 @@ class SwinTransformerBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x: (B, H, W, C); mask: see :func:`shift_mask`, used if this block's windows shift."""
         height, width = x.shape[1:3]
-        padded = (height + -height % self.window_size, width + -width % self.window_size)
+        padded = (next_multiple(height, self.window_size), next_multiple(width, self.window_size))
         windows = self.norm1(x)
         # As in the official code, padding comes after the norm and takes part in the attention.
         windows = F.pad(windows, (0, 0, 0, padded[1] - width, 0, padded[0] - height))
@@ -317,7 +317,7 @@ class WindowAttention(nn.Module):
         bias = bias.permute(2, 0, 1)[None].to(query.dtype)  # (1, M, N, N)
         if mask is not None:
             bias = bias + mask[:, None].to(query.dtype)
-            bias = bias.repeat(len(windows) // len(mask), 1, 1, 1)
+            bias = bias.repeat(windows.shape[0] // mask.shape[0], 1, 1, 1)
         attended = F.scaled_dot_product_attention(
             query,
             key,
@@ -360,6 +360,11 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(x))
 
 
+def next_multiple(length: int, size: int) -> int:
+    """The least multiple of ``size`` that is no less than ``length``."""
+    return (length + size - 1) // size * size  # torch.export sees that this is a multiple
+
+
 def window_partition(x: Tensor, size: int) -> Tensor:
     """(B, H, W, C) with sides that are multiples of ``size`` -> (windows, size * size, C)."""
     x = x.unflatten(2, (-1, size)).unflatten(1, (-1, size))  # (B, rows, w, columns, w, C)
@@ -384,7 +389,7 @@ def shift_mask(shape: Sequence[int], size: int, device: torch.device) -> Tensor:
     """
     regions = []
     for length in shape:
-        length += -length % size
+        length = next_multiple(length, size)
         position = torch.arange(length, device=device)
         # The last window's pixels, and those of it that the shift brought from the other side.
         last, wrapped = position >= length - size, position >= length - size // 2
