@@ -29,8 +29,8 @@ LEAST_TILE, LARGEST_TILE, TILE_STEP = 256, 2048, 64
 # Beyond the tensors that the model makes: working memory of the convolutions, what the allocator
 # holds back, the segments of a tile.
 MEMORY_FACTOR = 1.6
-# Of the whole picture: the label map, and its copies in colour while it is written as a PNG.
-RESULT_BYTES_PER_PIXEL = 4 + 3 + 4
+# A PNG's colours, in two copies; drawing the overlay (measured, at the most it has as sides).
+WRITING_BYTES_PER_PIXEL, DRAWING_BYTES = 3 + 4, 500_000_000
 
 
 def tiles_of(size: tuple[int, int], tile: int, overlap: int) -> list[Tile]:
@@ -147,7 +147,7 @@ def largest_tile(
     """Side of the largest tile with which a picture of (height, width) stays below ``max_memory``.
 
     The memory is that of the process (of a model on a GPU, the GPU's), in bytes, with what it holds
-    already, and with ``maps`` label maps of the picture and their writing.
+    already, with ``maps`` label maps of the picture, and with writing and drawing them.
 
     Raises:
         UserError: it is too little for the least tile.
@@ -156,8 +156,9 @@ def largest_tile(
     if predictor.model.device.type == "cuda":
         held = torch.cuda.memory_allocated(predictor.model.device)
     else:
-        result = RESULT_BYTES_PER_PIXEL + 4 * (maps - 1)
-        held = resident_bytes() + result * size[0] * size[1]
+        pixels = size[0] * size[1]
+        held = resident_bytes() + 4 * maps * pixels
+        held += max(WRITING_BYTES_PER_PIXEL * pixels, DRAWING_BYTES)
     side = math.isqrt(max(0, int((max_memory - held) / bytes_per_pixel)))
     side = min(side // TILE_STEP * TILE_STEP, LARGEST_TILE)
     if side < LEAST_TILE:

@@ -17,7 +17,7 @@ from .prediction import Prediction
 
 # The visualizer's labels are illegible on small pictures, and it needs gigabytes for huge ones:
 # what is drawn has sides in between.
-LEAST_SIDE, MOST_SIDE = 480, 2400
+LEAST_SIDE, MOST_SIDE = 480, 2000
 # Okabe and Ito's colours, told apart in every common form of colour blindness (but black).
 SAFE_COLORS = (
     (230, 159, 0),

@@ -186,10 +186,10 @@ def test_memory_limits_the_tile(predictor, monkeypatch):
     held, size = 10**9, (6000, 8000)
     monkeypatch.setattr(tiling, "resident_bytes", lambda: held)
     per_pixel = tiling.MEMORY_FACTOR * tiling.tile_bytes(predictor, 512) / 512**2
-    maps = tiling.RESULT_BYTES_PER_PIXEL * size[0] * size[1]
+    maps = 4 * size[0] * size[1] + tiling.DRAWING_BYTES
     side = largest_tile(predictor, size, held + maps + int(per_pixel * 700**2))
     assert side == 640  # the multiple of 64 below 700
-    with pytest.raises(UserError, match=r"8000 x 6000 pixels takes 1\.5 GB.*--max-memory"):
+    with pytest.raises(UserError, match=r"8000 x 6000 pixels takes 1\.7 GB.*--max-memory"):
         largest_tile(predictor, size, held + maps)
     assert largest_tile(predictor, size, 10**12) == tiling.LARGEST_TILE
 
