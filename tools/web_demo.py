@@ -11,6 +11,7 @@ says otherwise; it knows no passwords. docs/WEB_DEMO.md says what it takes and w
 """
 
 import argparse
+import gc
 import os
 import signal
 import time
@@ -31,6 +32,7 @@ TITLE = "Mask2Former"
 
 def main() -> None:
     args = parse_arguments()
+    config, weights, samples = choose_model(args)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     try:
         import gradio  # noqa: F401
@@ -39,7 +41,6 @@ def main() -> None:
     from web.page import Serving, serve
     from web.segmenting import Limits, Segmenter
 
-    config, weights, samples = choose_model(args)
     predictor = Predictor(config, weights, overrides=args.opts)
     if predictor.image_format == RAW:
         raise UserError(
@@ -57,6 +58,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with serve(Segmenter(predictor, limits), serving, TITLE, samples) as url:
         print(f"The page is at {url} until Ctrl-C", flush=True)
+        gc.freeze()  # what is here now stays: collecting after a request need not look at it
         try:
             while True:
                 time.sleep(3600)

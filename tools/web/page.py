@@ -1,6 +1,7 @@
 """The page: what the controls are, and what they set going."""
 
 import contextlib
+import gc
 import os
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from mask2former.errors import UserError
 from mask2former.inference import Options
 from mask2former.inference.predictor import INSTANCE_SCORE
 
-from .segmenting import Limits, PictureError, Segmenter, write_zip
+from .segmenting import Limits, Segmenter, write_zip
 from .viewer import EMPTY, html_of, message, viewer
 
 TASKS = {
@@ -24,10 +25,9 @@ TASKS = {
     "instance": ("Single things", "these alone, and they may overlap (instance)"),
     "semantic": ("Classes", "all of one class is one (semantic)"),
 }
-# The fonts of other themes are fetched.
-SYSTEM_FONTS = ("system-ui", "sans-serif")
-SYSTEM_MONO = ("ui-monospace", "monospace")
+MOST_SESSIONS = 100  # gradio keeps the last answer of each, a megabyte or so, for an hour or more
 CSS = """
+#samples, #samples .grid-wrap { height: auto; min-height: 0; max-height: none; }
 #samples .grid-wrap { padding-top: 2rem; overflow: hidden; }
 #samples .grid-container { grid-template-columns: repeat(6, 1fr); grid-auto-rows: auto; gap: 6px; }
 #samples .thumbnail-lg { width: 100%; height: auto; aspect-ratio: 1; }
@@ -85,7 +85,8 @@ def launch(page: gr.Blocks, limits: Limits, serving: Serving, samples: Sequence[
             server_name=serving.host,
             server_port=serving.port,
             max_file_size=limits.bytes,
-            theme=gr.themes.Default(font=SYSTEM_FONTS, font_mono=SYSTEM_MONO),
+            state_session_capacity=MOST_SESSIONS,
+            theme=theme(),
             css=CSS,
             footer_links=[],
             prevent_thread_lock=True,
@@ -99,6 +100,18 @@ def launch(page: gr.Blocks, limits: Limits, serving: Serving, samples: Sequence[
     except OSError as error:
         raise UserError(f"--host {serving.host} --port {serving.port}: {error}") from error
     return url
+
+
+def theme() -> gr.themes.Base:
+    """gradio's own with the system's fonts (others are fetched), and fine print that is legible."""
+    base = gr.themes.Default(
+        primary_hue="blue",
+        font=("system-ui", "sans-serif"),
+        font_mono=("ui-monospace", "monospace"),
+    )
+    return base.set(
+        body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400"
+    )
 
 
 def build_page(
@@ -130,7 +143,7 @@ def build_page(
             "concurrency_limit": 1,  # two at a time would only take the processor from each other
             "show_progress_on": shown,
         }
-        events = [picture.input, button.click]
+        events = [picture.input, picture.clear, button.click]
         events += [control.input for control in (score, overlap, *others)]
         # A slider moves faster than a model: what it passes on its way is left out.
         gr.on(events, trigger_mode="always_last", api_name="segment", **request)
@@ -144,13 +157,6 @@ def build_page(
             queue=False,
             api_visibility="private",
         ).then(api_visibility="private", **request)
-        picture.clear(
-            lambda: (EMPTY, gr.DownloadButton(value=None, interactive=False)),
-            None,
-            [shown, download],
-            queue=False,
-            api_visibility="private",
-        )
         if gallery is not None:
             chosen = gallery.select(
                 sample_picker(samples), None, picture, queue=False, api_visibility="private"
@@ -169,8 +175,17 @@ def picture_input(limits: Limits) -> gr.Image:
         height=240,
         buttons=[],
     )
-    # gradio would have Pillow open the file, of whatever format, before the limits are checked.
+    # gradio would have Pillow open the file, of whatever format, before the limits are checked,
+    # and fetch what is named by an address, of whatever size and from wherever.
     picture.preprocess = lambda upload: upload.path if upload else None
+    keep = picture.async_move_resource_to_block_cache
+
+    async def keep_uploads_only(path: str | Path | None) -> str | None:
+        if path is not None and "://" in str(path):
+            raise gr.Error("Addresses are not fetched: upload the picture.", print_exception=False)
+        return await keep(path)
+
+    picture.async_move_resource_to_block_cache = keep_uploads_only
     return picture
 
 
@@ -265,9 +280,11 @@ def request_handler(segmenter: Segmenter) -> Callable[..., Iterator[tuple[str, g
         color_blind: bool,
     ) -> Iterator[tuple[str, gr.DownloadButton]]:
         """The viewer's contents and the zip, or a message in their place."""
+        nothing = gr.DownloadButton(value=None, interactive=False)
+        if path is None:
+            yield EMPTY, nothing
+            return
         try:
-            if path is None:
-                raise PictureError("Choose a picture first.")
             options = Options(
                 tasks=(task,),
                 score_threshold=score,
@@ -285,6 +302,9 @@ def request_handler(segmenter: Segmenter) -> Callable[..., Iterator[tuple[str, g
             if not isinstance(error, UserError):
                 traceback.print_exc(file=sys.stderr)
             text = str(error) if isinstance(error, UserError) else BROKEN
-            yield message(text), gr.DownloadButton(value=None, interactive=False)
+            yield message(text), nothing
+        finally:
+            # Matplotlib's figures are cycles, which without this would wait by the hundred.
+            gc.collect()
 
     return handle

@@ -92,7 +92,7 @@ def check(path: Path, limits: Limits) -> None:
         raise PictureError(f"{path.name} has {too_many}") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise PictureError(
-            f"{path.name} is not a picture that can be read; {', '.join(FORMATS)} can"
+            f"{path.name} is not a picture in a format that is read: {', '.join(FORMATS)}"
         ) from error
     if width * height > limits.pixels:
         raise PictureError(f"{path.name} has {width:,} x {height:,} pixels, {too_many}")

@@ -12,7 +12,7 @@ from PIL import Image
 from .segmenting import Result, Row
 
 HERE = Path(__file__).parent
-EMPTY = "<p class='empty'>The segmented picture appears here.</p>"
+EMPTY = "<p class='empty'>Choose a picture: its segments appear here.</p>"
 
 
 def viewer() -> gr.HTML:
@@ -24,6 +24,7 @@ def viewer() -> gr.HTML:
         EMPTY,
         css_template=(HERE / "viewer.css").read_text(),
         js_on_load=(HERE / "viewer.js").read_text(),
+        apply_default_css=False,
         elem_id="viewer",
     )
 
