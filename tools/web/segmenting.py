@@ -131,9 +131,10 @@ class Segmenter:
 
 def _for_the_uploader(error: DatasetError, path: Path) -> str:
     """Without the server's paths, and without advice on a data set."""
-    if error.__cause__ is not None:
-        return f"{path.name} cannot be read ({error.__cause__}); it is damaged: save it again"
-    return str(error).replace(str(path), path.name)
+    cause = error.__cause__
+    if cause is None or isinstance(cause, DatasetError):  # it names the remedy itself
+        return str(cause or error).replace(str(path), path.name)
+    return f"{path.name} cannot be read ({cause}); it is damaged: save it again"
 
 
 def table(prediction: Prediction, size: tuple[int, int]) -> tuple[tuple[Row, ...], np.ndarray]:
