@@ -1,0 +1,1 @@
+"""The page of tools/web_demo.py."""
