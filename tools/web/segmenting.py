@@ -59,7 +59,7 @@ class Result:
     """A segmented picture.
 
     Attributes:
-        drawing: (h, w, 3) uint8 RGB, at most 2400 pixels a side.
+        drawing: (h, w, 3) uint8 RGB, at most ``MOST_SIDE`` pixels a side.
         labels: (h, w) int32: number of the row that each pixel belongs to, from 1 on; else 0.
         rows: the largest first.
         seconds: from the upload to the prediction.
