@@ -110,6 +110,8 @@ def _read(path: str, image_format: str | None) -> np.ndarray:
                         "MODEL.PIXEL_MEAN and PIXEL_STD in the units of the picture"
                     )
         return detection_utils.read_image(path, format=image_format)
+    except DatasetError:
+        raise  # it is a ValueError, too
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -1,91 +1,28 @@
-"""tools/web_demo.py: its functions, its server over HTTP, and its page in a browser.
-
-The predictor is a stand-in that finds the same halves in each picture, so answers are known.
-"""
+"""tools/web_demo.py without a server: what is refused, taken and shown; the command line."""
 
 import argparse
 import base64
 import io
 import json
-import os
 import re
 import runpy
 import shutil
 import struct
 import sys
-import time
 import zipfile
 import zlib
-from pathlib import Path
 from types import SimpleNamespace
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from detectron2.data.catalog import Metadata
+from halves import LIMITS, NAMES, Halves, save_picture, web_demo
 from PIL import Image
+from web.page import request_handler
+from web.segmenting import PictureError, Segmenter, check, table, write_zip
+from web.viewer import html_of
 
 from mask2former.errors import UserError
-from mask2former.inference import TASKS, Instances, Options, Panoptic, Prediction, Semantic
-from mask2former.inference.picture import as_array
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-pytest.importorskip("gradio", reason='the page needs gradio: pip install "gradio>=6.31"')
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import web_demo  # noqa: E402
-import web_requests  # noqa: E402
-from web.page import Serving, request_handler, serve  # noqa: E402
-from web.segmenting import Limits, PictureError, Segmenter, check, table, write_zip  # noqa: E402
-from web.viewer import html_of  # noqa: E402
-
-NAMES = ("grass <b>", "car")
-LIMITS = Limits(bytes=1 << 20, pixels=1_000_000)
-
-
-class Halves:
-    """A predictor for which the left half is grass, surely, and the right a car, perhaps."""
-
-    image_format = "RGB"
-    categories = NAMES
-    metadata = Metadata(
-        stuff_classes=list(NAMES),
-        thing_classes=list(NAMES),
-        stuff_dataset_id_to_contiguous_id={10: 0},
-        thing_dataset_id_to_contiguous_id={20: 1},
-    )
-    options = Options(overlap_threshold=0.7)
-    model = SimpleNamespace(object_mask_threshold=0.5)
-
-    def __init__(self):
-        self.calls = []
-
-    def read(self, picture):
-        return as_array(picture, "RGB")
-
-    def run(self, image, options):
-        self.calls.append((image, options))
-        height, width = image.shape[:2]
-        right = np.arange(width)[None].repeat(height, axis=0) >= width // 2
-        scores = np.array([0.9, 0.6], np.float32)
-        kept = scores >= options.score_threshold
-        if "panoptic" in options.tasks:
-            ids = (right + 1).astype(np.int32)
-            found = [
-                {"id": i + 1, "category_id": i, "isthing": bool(i), "score": scores[i]}
-                for i in range(2)
-            ]
-            for i in np.flatnonzero(~kept):
-                ids[ids == i + 1] = 0
-            return Prediction(height, width, panoptic=Panoptic.of(ids, found, NAMES))
-        if "instance" in options.tasks:
-            masks = np.stack([np.ones_like(right), right])[kept]  # they overlap
-            classes = np.array([0, 1])[kept]
-            return Prediction(
-                height, width, instances=Instances.of(masks, classes, scores[kept], NAMES)
-            )
-        return Prediction(height, width, semantic=Semantic(right.astype(np.int32), NAMES))
+from mask2former.inference import TASKS, Options
 
 
 @pytest.fixture
@@ -95,9 +32,7 @@ def predictor():
 
 @pytest.fixture
 def picture(tmp_path):
-    path = tmp_path / "street.jpg"
-    Image.new("RGB", (600, 500), (90, 120, 40)).save(path)
-    return path
+    return save_picture(tmp_path)
 
 
 def handle(predictor, path, *, task="panoptic", score=0.5, area=0, clean_up=0, safe=False):
@@ -319,146 +254,3 @@ def test_the_error_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(web_demo.__file__, run_name="__main__")
     assert re.fullmatch("error: there is no .*`make quickstart`.*\n", capsys.readouterr().err)
-
-
-# The server
-
-
-@pytest.fixture
-def server(predictor, picture):
-    """A page that is served, and a client of it."""
-    httpx = pytest.importorskip("httpx")
-    segmenter = Segmenter(predictor, LIMITS)
-    with (
-        serve(segmenter, Serving(most_waiting=8), "Test", [picture]) as url,
-        httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
-    ):
-        yield client
-
-
-def files_kept():
-    """Files in the folder of the server's uploads and results."""
-    return [path for path in Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*") if path.is_file()]
-
-
-def test_request(server, predictor, picture):
-    path = web_requests.upload(server, picture)
-    html, button = web_requests.segment(server, path, task="instance", score=0.7)
-    assert "1 segment in 600 × 500 pixels" in html and "0.90" in html
-    assert predictor.calls[0][1].score_threshold == 0.7
-    archive = server.get(button["value"]["url"])
-    assert archive.status_code == 200 and archive.content[:2] == b"PK"
-    html, button = web_requests.segment(server, web_requests.upload(server, Path(__file__)))
-    assert "not a picture" in html and button["value"] is None
-
-
-@pytest.mark.parametrize(
-    "path, message",
-    [
-        ("/etc/passwd", None),  # gradio's own refusal, whose text it keeps to itself
-        (str(ROOT / "README.md"), None),
-        ("http://example.com/a.png", "Addresses are not fetched"),
-    ],
-)
-def test_only_uploads_are_read(server, predictor, path, message):
-    with pytest.raises(RuntimeError, match=message):
-        web_requests.segment(server, path)
-    assert not predictor.calls
-
-
-def test_upload_limit(server, tmp_path):
-    (tmp_path / "large.png").write_bytes(bytes(LIMITS.bytes + 1))
-    httpx = pytest.importorskip("httpx")
-    with pytest.raises(httpx.HTTPStatusError, match="413"):
-        web_requests.upload(server, tmp_path / "large.png")
-    assert not [path for path in files_kept() if path.stat().st_size > LIMITS.bytes // 2]
-
-
-def test_a_full_queue_says_so(server, predictor, picture):
-    run = predictor.run
-    predictor.run = lambda *given: time.sleep(0.2) or run(*given)
-    seconds, failures = web_requests.load(str(server.base_url), picture, 20)
-    assert len(seconds) + len(failures) == 20 and len(seconds) >= 8
-    assert failures and all("503" in failure for failure in failures)
-    assert len(web_requests.load(str(server.base_url), picture, 2)[0]) == 2  # and goes on
-
-
-def test_files_are_deleted(predictor, picture):
-    httpx = pytest.importorskip("httpx")
-    serving = Serving(keep_seconds=1)
-    with serve(Segmenter(predictor, LIMITS), serving, "Test", [picture]) as url:
-        folder = Path(os.environ["GRADIO_TEMP_DIR"])
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-            at_first = len(files_kept())
-            path = picture.with_name("other.png")
-            Image.new("RGB", (9, 9)).save(path)
-            web_requests.segment(client, web_requests.upload(client, path))
-            assert len(files_kept()) == at_first + 2  # the upload and the zip
-            end = time.monotonic() + 10
-            while len(files_kept()) > at_first and time.monotonic() < end:
-                time.sleep(0.2)
-            assert len(files_kept()) == at_first
-    assert not folder.exists()
-
-
-def test_the_port_is_taken(server, predictor, picture):
-    port = server.base_url.port
-    with (
-        pytest.raises(UserError, match=f"--port {port}"),
-        serve(Segmenter(predictor, LIMITS), Serving(port=port), "Test"),
-    ):
-        pass
-
-
-# The browser
-
-
-@pytest.fixture
-def page(server):
-    """The page in a headless Chromium, and the addresses that it asks for."""
-    reason = "needs playwright (pip install playwright) and chromium (apt-get install chromium)"
-    playwright = pytest.importorskip("playwright.sync_api", reason=reason)
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip(reason)
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        asked = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(str(server.base_url))
-        yield page, asked
-        browser.close()
-
-
-def test_in_the_browser(page, picture, tmp_path):
-    """Upload, point, click, a higher threshold, download, a bad file; all from this server."""
-    page, asked = page
-    viewer = page.locator("#viewer")
-    page.set_input_files("input[type=file]", picture)
-    viewer.get_by_text("2 segments").wait_for(timeout=20_000)
-    box = viewer.locator("canvas").bounding_box()
-    right = box["x"] + 0.8 * box["width"], box["y"] + 0.5 * box["height"]
-    page.wait_for_function("document.querySelector('#viewer canvas').dataset.number === '0'")
-    page.mouse.move(*right)
-    assert viewer.locator(".tip").inner_text() == "car 0.60"
-    page.mouse.click(*right)
-    details = viewer.locator(".details").inner_text()
-    assert details.startswith("car (thing): score 0.60, area 150,000 pixels (50.0%), box from (300")
-    assert viewer.locator("tr.chosen").count() == 1
-    score = page.get_by_label("number input for Least score")
-    score.fill("0.8")
-    score.press("Enter")
-    viewer.get_by_text("1 segment in").wait_for(timeout=20_000)
-    with page.expect_download() as download:
-        page.get_by_text("Download the results").click()
-    download.value.save_as(tmp_path / "results.zip")
-    with zipfile.ZipFile(tmp_path / "results.zip") as archive:
-        assert (
-            len(json.loads(archive.read("panoptic.json"))["annotations"][0]["segments_info"]) == 1
-        )
-    (tmp_path / "bad.png").write_text("no")
-    page.set_input_files("input[type=file]", tmp_path / "bad.png")
-    viewer.get_by_text("bad.png is not a picture").wait_for(timeout=20_000)
-    hosts = {urlsplit(url).netloc for url in asked if not url.startswith(("data:", "blob:"))}
-    assert hosts == {urlsplit(page.url).netloc}

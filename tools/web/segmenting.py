@@ -132,8 +132,8 @@ class Segmenter:
 def _for_the_uploader(error: DatasetError, path: Path) -> str:
     """Without the server's paths, and without advice on a data set."""
     cause = error.__cause__
-    if cause is None or isinstance(cause, DatasetError):  # it names the remedy itself
-        return str(cause or error).replace(str(path), path.name)
+    if cause is None:  # it names the remedy itself
+        return str(error).replace(str(path), path.name)
     return f"{path.name} cannot be read ({cause}); it is damaged: save it again"
 
 
