@@ -190,10 +190,11 @@ def segment(
     args: argparse.Namespace, predictor: Predictor, image: np.ndarray, options: Options
 ) -> Prediction:
     """The whole picture at once, or in tiles where that was asked for and it is larger than one."""
-    side = args.tile
+    side, most_pixels = args.tile, None
     if args.max_memory is not None:
         maps = 2 if "semantic" in options.tasks else 1
         limit = largest_tile(predictor, image.shape[:2], args.max_memory, maps)
+        most_pixels = limit**2  # the overview takes no more than a tile
         limit = max(1, int(limit / args.scale))
         side = min(side or limit, limit)
     if side is None or max(image.shape[:2]) <= side:
@@ -211,6 +212,7 @@ def segment(
             tile=side,
             scale=args.scale,
             overview=not args.no_overview,
+            most_pixels=most_pixels,
             progress=report,
         )
 

@@ -74,6 +74,7 @@ def segment_in_tiles(
     overlap: int | None = None,
     scale: float = 1.0,
     overview: bool = True,
+    most_pixels: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Segment a picture part by part.
@@ -88,7 +89,8 @@ def segment_in_tiles(
             wholly in sight of a tile.
         scale: pixels of the model for one of the picture.
         overview: begin the panoptic segmentation with the whole picture at the size that the config
-            tests at, or at that of a tile if that is smaller.
+            tests at.
+        most_pixels: that the model sees of it, at a smaller size if need be.
         progress: called with the number of tiles done and of all.
     """
     overlap = tile // 4 if overlap is None else overlap
@@ -105,7 +107,7 @@ def segment_in_tiles(
         whole = predictor.run(
             image,
             dataclasses.replace(in_tile, tasks=("panoptic",), clean_up=0),
-            most_pixels=max(1, int((tile * scale) ** 2)),  # that are as many as a tile has
+            most_pixels=most_pixels,
         )
         canvas.begin(whole.panoptic)
     tiles = tiles_of(size, tile, overlap)

@@ -182,7 +182,7 @@ def test_tiles_are_as_large_as_the_memory_allows(run, tmp_path, monkeypatch):
     seen = []
 
     def in_tiles(predictor, image, options, *, tile, **others):
-        seen.append((tile, others["scale"], others["overview"]))
+        seen.append((tile, others["scale"], others["overview"], others["most_pixels"]))
         return predictor.run(image, options)
 
     monkeypatch.setattr(demo, "segment_in_tiles", in_tiles)
@@ -193,7 +193,8 @@ def test_tiles_are_as_large_as_the_memory_allows(run, tmp_path, monkeypatch):
     run(*picture, "--tile", 128, "--max-memory", "0.1kB", "--no-overview")
     run(*picture, "--max-memory", "0.1kB", "--scale", 0.5)
     run(*picture, "--max-memory", "0.3kB")  # the picture fits
-    assert seen == [(128, 1.0, True), (100, 1.0, False), (200, 0.5, True)]
+    expected = [(128, 1.0, True, None), (100, 1.0, False, 100**2), (200, 0.5, True, 100**2)]
+    assert seen == expected
 
 
 # ---- 300 files that are no ordinary pictures ----------------------------------------------------
