@@ -23,7 +23,10 @@ Segments = list[dict[str, Any]]
 
 def main() -> None:
     args = parse_arguments()
-    session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's have no class in common but this
+        sys.exit(f"error: {args.model} cannot be read as an ONNX model ({error})")
     metadata = session.get_modelmeta().custom_metadata_map
     task = metadata.get("task")
     if task not in SEGMENTS:

@@ -226,3 +226,19 @@ def test_example_without_torch(tiny_cfg, stubbed, task, tmp_path):
         assert segment["category"] == f"class {segment['category_id']}"
         assert segment["area"] == (ids == segment["id"]).sum()
     assert Image.open(tmp_path / "out" / "picture.png").size == (70, 50)
+
+
+@needs_onnx
+def test_example_names_what_it_cannot_read(tmp_path):
+    (tmp_path / "model.onnx").write_text("no model")
+    tool = [
+        sys.executable,
+        str(ROOT / "tools" / "onnx_example.py"),
+        "model.onnx",
+        "a.png",
+        "-o",
+        "o",
+    ]
+    run = subprocess.run(tool, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert "error: model.onnx cannot be read as an ONNX model" in run.stderr
