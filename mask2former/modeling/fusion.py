@@ -1,4 +1,4 @@
-"""For inference alone: batch norms as a part of convolutions, and torch's compiler."""
+"""For inference alone: what can be folded into other layers, and torch's compiler."""
 
 from typing import Any
 
@@ -8,6 +8,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ConfigError
+from .linear import Linear
+from .pixel_decoder import MSDeformAttnPixelDecoder
+from .transformer_decoder import MultiScaleMaskedTransformerDecoder
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 
@@ -16,12 +19,18 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
 def prepare_for_inference(model: nn.Module, compile_mode: str = "") -> None:
-    """:func:`fuse_batch_norm`, and :func:`compile_parts` if there is a mode.
+    """Fuse what can be, and :func:`compile_parts` if there is a mode.
+
+    The model is for inference from then on: its parameters are no longer those of a checkpoint.
+
+    Args:
+        model: a MaskFormer in evaluation mode, its weights loaded.
 
     Raises:
         ConfigError: torch's compiler has no such mode.
     """
     fuse_batch_norm(model)
+    fold_mask_features(model.sem_seg_head)
     if not compile_mode:
         return
     if compile_mode not in COMPILE_MODES:
@@ -43,13 +52,7 @@ def compile_parts(model: nn.Module, **options: Any) -> None:
 
 @torch.no_grad()
 def fuse_batch_norm(model: nn.Module) -> nn.Module:
-    """Fold the batch norms of a model into its convolutions, in place: equal up to rounding.
-
-    The model is for inference from then on: its parameters are no longer those of a checkpoint.
-
-    Args:
-        model: in evaluation mode, its weights loaded.
-    """
+    """Fold the batch norms of a model into its convolutions, in place: equal up to rounding."""
     for conv in model.modules():
         norm = getattr(conv, "norm", None)
         if isinstance(conv, Conv2d) and isinstance(norm, _BATCH_NORMS):
@@ -59,3 +62,26 @@ def fuse_batch_norm(model: nn.Module) -> nn.Module:
             )
             conv.norm = None
     return model
+
+
+@torch.no_grad()
+def fold_mask_features(head: nn.Module) -> None:
+    """Spare the convolution that makes mask features, in place: equal up to rounding.
+
+    Mask logits are e . (W f + b), of an embedding e and the features f before that convolution. The
+    last layer that makes e makes W' e and, one channel more, b . e instead.
+    """
+    decoder, predictor = head.pixel_decoder, head.predictor
+    if not (
+        isinstance(decoder, MSDeformAttnPixelDecoder)
+        and isinstance(predictor, MultiScaleMaskedTransformerDecoder)
+        and isinstance(decoder.mask_features, nn.Conv2d)
+    ):
+        return
+    conv, last = decoder.mask_features, predictor.mask_embed.layers[-1]
+    folding = torch.cat([conv.weight.flatten(1), conv.bias[:, None]], dim=1).t()  # (C + 1, dim)
+    folded = Linear(last.in_features, len(folding), device=last.weight.device)
+    folded.weight.copy_(folding @ last.weight)
+    folded.bias.copy_(folding @ last.bias)
+    predictor.mask_embed.layers[-1] = folded.requires_grad_(last.weight.requires_grad)
+    decoder.mask_features = nn.Identity()

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
-# torch multiplies float32 matrices with MKL, which makes do with AVX2 on AMD's processors. This
-# operator, which torch's compiler takes, needs up to half the time there; it has no gradient.
+# torch multiplies float32 matrices with MKL, which makes do with AVX2 on AMD's processors. oneDNN
+# needs up to half the time there. This operator, which torch's compiler takes, has no gradient.
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 if _ONEDNN is not None:
 
@@ -21,15 +22,38 @@ if _ONEDNN is not None:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """:func:`torch.nn.functional.linear` of (..., I), (O, I) and (O,)."""
     if (
-        _ONEDNN is None
-        or not x.dtype == weight.dtype == torch.float32
+        not x.dtype == weight.dtype == torch.float32
         or x.device.type != "cpu"
-        or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
     ):
         return F.linear(x, weight, bias)
+    if _ONEDNN is None:
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        return _OneDNNLinear.apply(x, weight, bias)
     return _ONEDNN(x, weight, bias, "none", [], "")
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    """With gradients; that of the weight by MKL, which is as fast there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _ONEDNN(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            _ONEDNN(gradient, weight.t(), None, "none", [], "") if of_x else None,
+            rows.t() @ x.flatten(0, -2) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
 
 
 def batched_product(a: Tensor, b: Tensor) -> Tensor:

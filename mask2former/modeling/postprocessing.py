@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from .linear import linear
+from .recycling import empty_result
 from .row_maps import RowMaps
 
 Resize = Callable[[Tensor], RowMaps]
@@ -172,7 +173,7 @@ def instance_inference(
     # A query stands for several instances, but its mask is the same.
     queries, mask_of_instance = queries.unique(return_inverse=True)
     logits = resize(mask_logits[queries])
-    masks = torch.empty(len(classes), *logits.size, dtype=torch.bool, device=logits.device)
+    masks = empty_result((len(classes), *logits.size), torch.bool, logits.device)
     areas, sums = 0, 0
     for rows, band in logits.bands():
         inside = band > 0

@@ -172,24 +172,36 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
                 "mask_features": mask_features,
             }
         mask_embedding = self.mask_embed(decoded[-1])
-        mask_logits = batched_product(mask_embedding, mask_features.flatten(2))
+        mask_logits = mask_product(mask_embedding, mask_features.flatten(2))
         return {
             "pred_logits": self.class_embed(decoded[-1]),
             "pred_masks": mask_logits.unflatten(2, mask_features.shape[2:]),
         }
 
 
+def mask_product(mask_embedding: Tensor, mask_features: Tensor) -> Tensor:
+    """(B, Q, mask_dim) and (B, mask_dim, S) -> (B, Q, S) mask logits.
+
+    An embedding of one channel more ends in a constant, see :func:`.fusion.fold_mask_features`.
+    """
+    mask_dim = mask_features.shape[1]
+    logits = batched_product(mask_embedding[..., :mask_dim], mask_features)
+    if mask_embedding.shape[-1] > mask_dim:
+        logits += mask_embedding[..., mask_dim:]
+    return logits
+
+
 def attention_mask(mask_embedding: Tensor, level_mask_features: Tensor) -> Tensor:
     """Where each query may look: inside its own mask (equation 3), or anywhere if that is empty.
 
     Args:
-        mask_embedding: (B, Q, mask_dim).
+        mask_embedding: as of :func:`mask_product`.
         level_mask_features: (B, mask_dim, S), mask features resized to the memory.
 
     Returns:
         (B, 1, Q, S) bool, true where the query attends; broadcasts over the heads.
     """
-    attend = batched_product(mask_embedding, level_mask_features) >= 0  # sigmoid(x) >= 0.5
+    attend = mask_product(mask_embedding, level_mask_features) >= 0  # sigmoid(x) >= 0.5
     return (attend | ~attend.any(dim=-1, keepdim=True)).unsqueeze(1)
 
 

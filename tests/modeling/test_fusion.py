@@ -8,6 +8,7 @@ from detectron2.modeling import build_model
 from mask2former.errors import ConfigError
 from mask2former.modeling.fusion import (
     compile_parts,
+    fold_mask_features,
     fuse_batch_norm,
     prepare_for_inference,
 )
@@ -35,6 +36,22 @@ def test_the_model_is_the_same(tiny_cfg, norm):
         for name, expected in model.backbone(images).items():
             torch.testing.assert_close(
                 fused.backbone(images)[name], expected, rtol=1e-4, atol=1e-4 * expected.abs().max()
+            )
+
+
+@torch.no_grad()
+def test_mask_logits_without_the_convolution_of_mask_features(tiny_cfg):
+    model = build_model(tiny_cfg).eval()
+    model.sem_seg_head.pixel_decoder.mask_features.bias.normal_()
+    folded = copy.deepcopy(model)
+    fold_mask_features(folded.sem_seg_head)
+    assert isinstance(folded.sem_seg_head.pixel_decoder.mask_features, torch.nn.Identity)
+    images = [torch.rand(3, 64, 96) * 255, torch.rand(3, 80, 70) * 255]
+    for expected, actual in zip(model.predict(images), folded.predict(images), strict=True):
+        for name in ("class_logits", "mask_logits"):
+            reference = getattr(expected, name)
+            torch.testing.assert_close(
+                getattr(actual, name), reference, rtol=1e-4, atol=1e-4 * reference.abs().max()
             )
 
 

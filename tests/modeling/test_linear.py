@@ -20,8 +20,25 @@ def test_equals_torch():
         torch.testing.assert_close(batched_product(a[:1], b[:1]), a[:1] @ b[:1])
 
 
-def test_gradients_autocast_and_other_types():
-    layer, x = Linear(8, 3), torch.randn(4, 8)
+@pytest.mark.parametrize("frozen", ["", "x", "weight", "bias"])
+def test_gradients(frozen):
+    tensors = {"x": torch.randn(2, 7, 16), "weight": torch.randn(16, 5).t()}
+    tensors["bias"] = torch.randn(5)
+    results = []
+    for function, dtype in ((linear, torch.float32), (torch.nn.functional.linear, torch.float64)):
+        leaves = [
+            t.detach().to(dtype).requires_grad_(name != frozen) for name, t in tensors.items()
+        ]
+        (function(*leaves)[..., 1:].cos().transpose(0, 1)).sum().backward()
+        results.append([leaf.grad for leaf in leaves])
+    for name, actual, expected in zip(tensors, *results, strict=True):
+        assert (actual is None) == (expected is None) == (name == frozen)
+        if name != frozen:
+            torch.testing.assert_close(actual, expected.float())
+
+
+def test_expanded_gradients_autocast_and_other_types():
+    layer, x = Linear(8, 3, bias=False), torch.randn(4, 8)
     layer(x).sum().backward()
     torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(3, -1))
     with torch.no_grad():
