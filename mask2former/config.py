@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from .errors import ConfigError
+from .memory import keep_freed_memory
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
@@ -204,7 +205,10 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
 
 
 def adapt_to_machine(cfg: CfgNode) -> list[str]:
-    """Let a config made for GPUs run on a machine without one; what changed, in words."""
+    """Let a config made for GPUs run on a machine without one; what changed, in words.
+
+    On a CPU, also let the process keep the memory it frees: :func:`.memory.keep_freed_memory`.
+    """
     changes = []
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         changes.append("MODEL.DEVICE is cpu: torch sees no GPU (python -m mask2former.doctor)")
@@ -213,6 +217,8 @@ def adapt_to_machine(cfg: CfgNode) -> list[str]:
         # Detectron2's AMPTrainer is CUDA only.
         changes.append("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
         cfg.SOLVER.AMP.ENABLED = False
+    if cfg.MODEL.DEVICE == "cpu":
+        keep_freed_memory()
     return changes
 
 

@@ -12,8 +12,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ..memory import empty_result
 from .linear import linear
-from .recycling import empty_result
 from .row_maps import RowMaps
 
 Resize = Callable[[Tensor], RowMaps]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .recycling import empty_result
+from ..memory import empty_result
 
 # Elements of a band. On a CPU it stays in the cache; on a GPU it is large enough to be busy with.
 BAND_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
