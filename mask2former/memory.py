@@ -14,9 +14,10 @@ from threading import RLock
 import torch
 from torch import Tensor
 
-# Blocks from here on are never kept by the GNU C library. With a higher limit it grows: versions
-# before 2.38 do not find what torch has freed, as torch's blocks are aligned.
+# Blocks from here on are never kept by the GNU C library. With a higher limit it grows in training,
+# by a fifth: versions before 2.38 do not find what torch has freed, as torch's blocks are aligned.
 LARGE_BLOCK = 32 << 20
+LARGE_BLOCK_IN_INFERENCE = 128 << 20
 KEPT_BY_LIBRARY = 512 << 20
 MOST_RESULTS = 1 << 30  # bytes of results that are kept while nobody uses them
 
@@ -24,18 +25,21 @@ _free: list[Tensor] = []
 _lock = RLock()  # a garbage collection inside it may give blocks back
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(large_block: int = LARGE_BLOCK) -> None:
     """Let the GNU C library keep half a gigabyte of what is freed; others stay as they are.
 
     Its own limit follows the blocks it sees, some tens of megabytes here. Limits that the
     environment sets stay, too.
+
+    Args:
+        large_block: bytes from which a block is not kept.
     """
     names = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
     if any(name in os.environ for name in names):
         return
     mallopt = None if os.name == "nt" else getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(-3, LARGE_BLOCK)  # M_MMAP_THRESHOLD
+        mallopt(-3, large_block)  # M_MMAP_THRESHOLD
         mallopt(-1, KEPT_BY_LIBRARY)  # M_TRIM_THRESHOLD
 
 

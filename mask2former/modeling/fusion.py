@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ConfigError
+from ..memory import LARGE_BLOCK_IN_INFERENCE, keep_freed_memory
 from .linear import Linear
 from .pixel_decoder import MSDeformAttnPixelDecoder
 from .transformer_decoder import MultiScaleMaskedTransformerDecoder
@@ -21,7 +22,8 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 def prepare_for_inference(model: nn.Module, compile_mode: str = "") -> None:
     """Fuse what can be, and :func:`compile_parts` if there is a mode.
 
-    The model is for inference from then on: its parameters are no longer those of a checkpoint.
+    The model and the process are for inference from then on: parameters are no longer those of a
+    checkpoint, and freed memory is kept, see :func:`..memory.keep_freed_memory`.
 
     Args:
         model: a MaskFormer in evaluation mode, its weights loaded.
@@ -29,6 +31,8 @@ def prepare_for_inference(model: nn.Module, compile_mode: str = "") -> None:
     Raises:
         ConfigError: torch's compiler has no such mode.
     """
+    if model.device.type == "cpu":
+        keep_freed_memory(LARGE_BLOCK_IN_INFERENCE)
     fuse_batch_norm(model)
     fold_mask_features(model.sem_seg_head)
     if not compile_mode:
