@@ -25,22 +25,35 @@ _free: list[Tensor] = []
 _lock = RLock()  # a garbage collection inside it may give blocks back
 
 
-def keep_freed_memory(large_block: int = LARGE_BLOCK) -> None:
-    """Let the GNU C library keep half a gigabyte of what is freed; others stay as they are.
+def keep_freed_memory(kept: int = KEPT_BY_LIBRARY, *, large_block: int = LARGE_BLOCK) -> None:
+    """Let the GNU C library keep what is freed; other libraries stay as they are.
 
     Its own limit follows the blocks it sees, some tens of megabytes here. Limits that the
     environment sets stay, too.
 
     Args:
+        kept: bytes of it.
         large_block: bytes from which a block is not kept.
     """
     names = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
     if any(name in os.environ for name in names):
         return
-    mallopt = None if os.name == "nt" else getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-3, large_block)  # M_MMAP_THRESHOLD
-        mallopt(-1, KEPT_BY_LIBRARY)  # M_TRIM_THRESHOLD
+    _call_library("mallopt", -3, large_block)  # M_MMAP_THRESHOLD
+    _call_library("mallopt", -1, kept)  # M_TRIM_THRESHOLD
+
+
+def hand_back_memory() -> None:
+    """Hand what is free, and kept by the functions here, back to the system."""
+    with _lock:
+        _free.clear()
+    _call_library("malloc_trim", 0)
+
+
+def _call_library(name: str, *arguments: int) -> None:
+    """Call a function of the GNU C library, if it is the one here."""
+    function = None if os.name == "nt" else getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*arguments)
 
 
 def empty_result(size: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

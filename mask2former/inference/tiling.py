@@ -21,6 +21,7 @@ from torch import nn
 
 from ..analysis import analyze
 from ..errors import UserError
+from ..memory import hand_back_memory, keep_freed_memory
 from .canvas import Canvas, Tile
 from .prediction import Prediction, Semantic
 from .predictor import Options, Predictor
@@ -123,6 +124,7 @@ def segment_in_tiles(
             labels[own] = prediction.semantic.labels[cut]
         if progress is not None:
             progress(number, len(tiles))
+    hand_back_memory()  # for those who write and draw the result
     return Prediction(
         *size,
         panoptic=canvas and canvas.finish(predictor.categories, options.minimum_area),
@@ -149,22 +151,27 @@ def largest_tile(
     """Side of the largest tile with which a picture of (height, width) stays below ``max_memory``.
 
     The memory is that of the process (of a model on a GPU, the GPU's), in bytes, with what it holds
-    already, with ``maps`` label maps of the picture, and with writing and drawing them.
+    already, with ``maps`` label maps of the picture, and with writing and drawing them later. From
+    now on, little of what is freed is kept for later use.
 
     Raises:
         UserError: it is too little for the least tile.
     """
     bytes_per_pixel = MEMORY_FACTOR * tile_bytes(predictor, 512) / 512**2
+    later = 0
     if predictor.model.device.type == "cuda":
         held = torch.cuda.memory_allocated(predictor.model.device)
     else:
+        hand_back_memory()
+        keep_freed_memory(32 << 20, large_block=8 << 20)  # what is free counts as well
         pixels = size[0] * size[1]
         held = resident_bytes() + 4 * maps * pixels
-        held += max(WRITING_BYTES_PER_PIXEL * pixels, DRAWING_BYTES)
-    side = math.isqrt(max(0, int((max_memory - held) / bytes_per_pixel)))
+        later = max(WRITING_BYTES_PER_PIXEL * pixels, DRAWING_BYTES)
+    left = max_memory - held
+    side = math.isqrt(max(0, int(left / bytes_per_pixel)))
     side = min(side // TILE_STEP * TILE_STEP, LARGEST_TILE)
-    if side < LEAST_TILE:
-        needed = held + bytes_per_pixel * LEAST_TILE**2
+    if side < LEAST_TILE or left < later:
+        needed = held + max(bytes_per_pixel * LEAST_TILE**2, later)
         raise UserError(
             f"a picture of {size[1]} x {size[0]} pixels takes {needed / 1e9:.1f} GB with this "
             f"model, even in tiles; allow more than {max_memory / 1e9:.1f} GB (--max-memory)"

@@ -32,7 +32,7 @@ def prepare_for_inference(model: nn.Module, compile_mode: str = "") -> None:
         ConfigError: torch's compiler has no such mode.
     """
     if model.device.type == "cpu":
-        keep_freed_memory(LARGE_BLOCK_IN_INFERENCE)
+        keep_freed_memory(large_block=LARGE_BLOCK_IN_INFERENCE)
     fuse_batch_norm(model)
     fold_mask_features(model.sem_seg_head)
     if not compile_mode:

@@ -185,12 +185,18 @@ def test_the_model_in_tiles(predictor):
 def test_memory_limits_the_tile(predictor, monkeypatch):
     held, size = 10**9, (6000, 8000)
     monkeypatch.setattr(tiling, "resident_bytes", lambda: held)
+    monkeypatch.setattr(tiling, "keep_freed_memory", lambda *_, **__: None)  # of the tests
     per_pixel = tiling.MEMORY_FACTOR * tiling.tile_bytes(predictor, 512) / 512**2
-    maps = 4 * size[0] * size[1] + tiling.DRAWING_BYTES
+    maps = 4 * size[0] * size[1]
+    monkeypatch.setattr(tiling, "DRAWING_BYTES", 0)
+    monkeypatch.setattr(tiling, "WRITING_BYTES_PER_PIXEL", 0)
     side = largest_tile(predictor, size, held + maps + int(per_pixel * 700**2))
     assert side == 640  # the multiple of 64 below 700
-    with pytest.raises(UserError, match=r"8000 x 6000 pixels takes 1\.7 GB.*--max-memory"):
+    with pytest.raises(UserError, match=r"8000 x 6000 pixels takes 1\.2 GB.*--max-memory"):
         largest_tile(predictor, size, held + maps)
+    monkeypatch.setattr(tiling, "DRAWING_BYTES", 10**9)
+    with pytest.raises(UserError, match=r"8000 x 6000 pixels takes 2\.2 GB.*--max-memory"):
+        largest_tile(predictor, size, held + maps + int(per_pixel * 700**2))
     assert largest_tile(predictor, size, 10**12) == tiling.LARGEST_TILE
 
 
