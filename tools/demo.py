@@ -51,6 +51,10 @@ from mask2former.inference.visualization import classes_in, fit, legend
 PICTURE_ERRORS = (UserError, OSError, ValueError, TypeError, RuntimeError, MemoryError, cv2.error)
 
 
+class FilmError(UserError):
+    """A video cannot be written: not a matter of one frame."""
+
+
 def main() -> int:
     args = parse_arguments()
     paths = find_files(args.input or [])
@@ -90,6 +94,8 @@ def noting(failures: list[str], name: str) -> Iterator[None]:
     """Go on after what a bad picture raises, and add it to ``failures``."""
     try:
         yield
+    except FilmError:
+        raise
     except PICTURE_ERRORS as error:
         message = str(error).strip() or type(error).__name__
         failures.append(message if name in message else f"{name}: {message}")
@@ -148,6 +154,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if (args.input is None) == (args.webcam is None):
         parser.error("name either --input or --webcam")
+    if args.tile is None and args.max_memory is None and (args.scale != 1 or args.no_overview):
+        parser.error("--scale and --no-overview are for tiles: give --tile or --max-memory, too")
     return args
 
 
@@ -198,7 +206,7 @@ def segment(
         limit = max(1, int(limit / args.scale))
         side = min(side or limit, limit)
     if side is None or max(image.shape[:2]) <= side:
-        return predictor.run(image, options)
+        return predictor.run(image, options, most_pixels=most_pixels)
     with tqdm(disable=None, unit="tile", leave=False) as progress:
 
         def report(done: int, total: int) -> None:
@@ -248,7 +256,9 @@ class Writer:
         self.args = args
         self.image_format = predictor.image_format
         args.output.mkdir(parents=True, exist_ok=True)
-        self.results = ResultWriter(args.output, predictor.metadata)
+        self.results = ResultWriter(
+            args.output, predictor.metadata, things_as_instances=args.task in ("instance", "all")
+        )
         self.metadata = drawing_metadata(
             predictor.metadata, predictor.categories, color_blind_safe=args.color_blind
         )
@@ -257,7 +267,7 @@ class Writer:
     def add(self, item: Item, image: np.ndarray, prediction: Prediction) -> None:
         """Write all of one picture or frame."""
         shown = displayable(image, self.image_format)
-        drawing = self._draw(shown, prediction)
+        drawing = self._draw(shown, prediction, item.video is not None)
         if item.video is None:
             Image.fromarray(drawing).save(self.args.output / f"{item.name}.png")
         else:
@@ -266,13 +276,15 @@ class Writer:
             save_cutouts(shown, prediction, self.args.output / "cutouts" / item.name)
         self.results.add(item.name, item.file_name, prediction)
 
-    def _draw(self, shown: np.ndarray, prediction: Prediction) -> np.ndarray:
+    def _draw(self, shown: np.ndarray, prediction: Prediction, is_frame: bool) -> np.ndarray:
         drawing = draw_prediction(shown, prediction, self.metadata)
         parts = [drawing]
         if self.args.side_by_side:
             parts.insert(0, fit(shown))
         if self.args.legend:
-            parts.append(legend(classes_in(prediction), self.metadata, drawing.shape[0]))
+            columns = 1 if is_frame else None  # the frames of a video are of one size
+            classes = classes_in(prediction)
+            parts.append(legend(classes, self.metadata, drawing.shape[0], columns=columns))
         return np.concatenate(parts, axis=1)
 
     def _add_frame(self, name: str, rate: float, drawing: np.ndarray) -> None:
@@ -283,6 +295,11 @@ class Writer:
             path = str(self.args.output / f"{name}.mp4")
             codec = cv2.VideoWriter_fourcc(*"mp4v")
             writer = cv2.VideoWriter(path, codec, rate, (width, height))
+            if not writer.isOpened():
+                raise FilmError(
+                    f"{path} cannot be written as a video; is --output a folder to write to, and "
+                    "does OpenCV have the codec mp4v?"
+                )
             self.film = Film(name, (height, width), writer)
         frame = np.full((*self.film.size, 3), 255, np.uint8)
         height, width = np.minimum(self.film.size, drawing.shape[:2])

@@ -15,9 +15,9 @@ def as_array(picture: Picture, image_format: str) -> np.ndarray:
     """A picture as the model takes it, (H, W, C) with channels as ``image_format`` says.
 
     Args:
-        picture: a path; a PIL image; an array, (H, W, 3) or grey (H, W), uint8 in RGB; a tensor
-            (3, H, W) or (1, H, W), uint8 in RGB. For the format ``raw`` arrays (H, W, C) and
-            tensors (C, H, W) of any type, taken as they are.
+        picture: a path; a PIL image (for ``raw``, with the channels it has); an array, (H, W, 3) or
+            grey (H, W), uint8 in RGB; a tensor (3, H, W) or (1, H, W), uint8 in RGB. For the format
+            ``raw`` arrays (H, W, C) and tensors (C, H, W) of any type, taken as they are.
         image_format: ``RGB``, ``BGR`` or ``raw``, see :func:`read_picture`.
 
     Raises:
@@ -27,7 +27,7 @@ def as_array(picture: Picture, image_format: str) -> np.ndarray:
     if isinstance(picture, str | os.PathLike):
         return read_picture(os.fspath(picture), image_format)
     if isinstance(picture, Image.Image):
-        picture = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        picture = _from_pil(ImageOps.exif_transpose(picture), image_format)
     elif isinstance(picture, Tensor):
         if picture.dim() != 3:
             raise ValueError(f"the picture's shape is {tuple(picture.shape)}, expected (C, H, W)")
@@ -42,6 +42,17 @@ def as_array(picture: Picture, image_format: str) -> np.ndarray:
     if image_format == RAW:
         return array.astype(np.float32, copy=False)
     return _rgb(array, image_format)
+
+
+def _from_pil(picture: Image.Image, image_format: str) -> np.ndarray:
+    if image_format == RAW:
+        return np.asarray(picture)
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"the picture's mode is {picture.mode}: more than 8 bits; scale it to 0 to 255, or let "
+            "a model of INPUT.FORMAT raw see it"
+        )
+    return np.asarray(picture.convert("RGB"))
 
 
 def _rgb(array: np.ndarray, image_format: str) -> np.ndarray:

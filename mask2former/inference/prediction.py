@@ -154,8 +154,13 @@ class Instances:
     @cached_property
     def rles(self) -> list[dict[str, Any]]:
         """The masks in COCO's run-length encoding, ready for JSON."""
-        encoded = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in self.masks]
-        return [{"size": rle["size"], "counts": rle["counts"].decode("ascii")} for rle in encoded]
+        return [encode(mask) for mask in self.masks]
+
+
+def encode(mask: np.ndarray) -> dict[str, Any]:
+    """A mask (H, W) in COCO's run-length encoding, ready for JSON."""
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
+from PIL import Image
 
 from ..checkpoint import find_model, load_weights
 from ..checkpoint.zoo import PREFIX
@@ -98,7 +99,7 @@ class Predictor:
             config: a config, the path of its YAML file, or a published model by name
                 (``zoo://coco/panoptic/R50``), whose weights are used unless others are given.
             weights: path of a checkpoint; by default the config's ``MODEL.WEIGHTS``.
-            overrides: ``[KEY, VALUE, ...]`` of a config that is read here.
+            overrides: ``[KEY, VALUE, ...]``, in place of the config's.
 
         Raises:
             ConfigError: there are no weights, they do not fit, or the data set has another number
@@ -174,13 +175,15 @@ class Predictor:
     def resized(self, image: np.ndarray, most_pixels: int | None = None) -> np.ndarray:
         """A picture (H, W, C) at the size that the config tests at."""
         transform = self.resize.get_transform(image)
+        height, width = image.shape[:2]
         if isinstance(transform, T.ResizeTransform):
             height, width = transform.new_h, transform.new_w
-            shrink = min(1.0, math.sqrt((most_pixels or math.inf) / max(1, height * width)))
-            # Of a line of pixels, the transform would leave none.
-            new_size = (max(1, int(side * shrink)) for side in (height, width))
-            transform = T.ResizeTransform(*image.shape[:2], *new_size, transform.interp)
-        return transform.apply_image(image)
+        shrink = min(1.0, math.sqrt((most_pixels or math.inf) / max(1, height * width)))
+        # Of a line of pixels, the transform would leave none.
+        new_size = tuple(max(1, int(side * shrink)) for side in (height, width))
+        if new_size == image.shape[:2]:
+            return image
+        return T.ResizeTransform(*image.shape[:2], *new_size, Image.BILINEAR).apply_image(image)
 
     @torch.inference_mode()
     def predict(self, image: np.ndarray) -> QueryPrediction:
@@ -264,6 +267,7 @@ def config_of(config: CfgNode | str | os.PathLike, overrides: Sequence[str]) -> 
     if isinstance(config, CfgNode):
         cfg = config.clone()
         cfg.defrost()
+        cfg.merge_from_list(list(overrides))
         return cfg
     model = find_model(os.fspath(config)) if os.fspath(config).startswith(PREFIX) else None
     if model is None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from detectron2.data.catalog import Metadata
 from PIL import Image
 
 from ..data.panoptic_png import id2rgb
-from .prediction import Instances, Panoptic, Prediction
+from .prediction import Panoptic, Prediction, encode
 
 
 class ResultWriter:
@@ -22,8 +22,16 @@ class ResultWriter:
     metadata knows them.
     """
 
-    def __init__(self, folder: Path, metadata: Metadata) -> None:
+    def __init__(
+        self, folder: Path, metadata: Metadata, *, things_as_instances: bool = False
+    ) -> None:
+        """
+        Args:
+            things_as_instances: where a prediction has no instances, the things of its panoptic
+                segmentation are its instances (a picture in tiles).
+        """
         self.folder = folder
+        self.things_as_instances = things_as_instances
         self.thing_ids = _inverse(metadata.get("thing_dataset_id_to_contiguous_id"))
         self.all_ids = _inverse(metadata.get("stuff_dataset_id_to_contiguous_id")) | self.thing_ids
         names = metadata.get("stuff_classes") or metadata.get("thing_classes") or []
@@ -44,31 +52,53 @@ class ResultWriter:
             file_name: the picture's own.
         """
         image_id = len(self.images) + 1
+        panoptic, instances, semantic = (
+            prediction.panoptic,
+            prediction.instances,
+            prediction.semantic,
+        )
+        # What can fail comes first: a picture that is left out is in none of the files.
+        if panoptic is not None:
+            annotation = self._panoptic_annotation(image_id, name, panoptic)
+        if semantic is not None:
+            dtype = np.uint8 if len(semantic.categories) <= 255 else np.uint16
+            self._save_png("semantic", name, semantic.labels.astype(dtype))
+        found = None
+        if instances is not None:
+            columns = (instances.classes, instances.scores, instances.boxes, instances.rles)
+            found = zip(*(column.tolist() for column in columns[:3]), columns[3])
+        elif panoptic is not None and self.things_as_instances:
+            found = (
+                (s.category_id, s.score, s.box, encode(panoptic.mask(s)))
+                for s in panoptic.segments
+                if s.isthing
+            )
+        if found is not None:
+            results = [self._instance(image_id, *instance) for instance in found]
+            self.instances = (self.instances or []) + results
+        if panoptic is not None:
+            self.panoptic.append(annotation)
         size = {"height": prediction.height, "width": prediction.width}
         self.images.append({"id": image_id, "file_name": file_name, **size})
-        if prediction.instances is not None:
-            self._add_instances(image_id, prediction.instances)
-        if prediction.panoptic is not None:
-            self._add_panoptic(image_id, name, prediction.panoptic)
-        if prediction.semantic is not None:
-            dtype = np.uint8 if len(prediction.semantic.categories) <= 255 else np.uint16
-            self._save_png("semantic", name, prediction.semantic.labels.astype(dtype))
 
-    def _add_instances(self, image_id: int, instances: Instances) -> None:
-        self.instances = self.instances or []
-        for i, rle in enumerate(instances.rles):
-            class_id = int(instances.classes[i])
-            x0, y0, x1, y1 = instances.boxes[i].tolist()
-            result = {
-                "image_id": image_id,
-                "category_id": self.thing_ids.get(class_id, class_id),
-                "bbox": [x0, y0, x1 - x0, y1 - y0],
-                "score": float(instances.scores[i]),
-                "segmentation": rle,
-            }
-            self.instances.append(result)
+    def _instance(
+        self,
+        image_id: int,
+        class_id: int,
+        score: float,
+        box: Sequence[float],
+        rle: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        x0, y0, x1, y1 = box
+        return {
+            "image_id": image_id,
+            "category_id": self.thing_ids.get(class_id, class_id),
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "score": score,
+            "segmentation": rle,
+        }
 
-    def _add_panoptic(self, image_id: int, name: str, panoptic: Panoptic) -> None:
+    def _panoptic_annotation(self, image_id: int, name: str, panoptic: Panoptic) -> dict[str, Any]:
         file_name = self._save_png("panoptic", name, id2rgb(panoptic.ids))
         infos = []
         for segment in panoptic.segments:
@@ -83,7 +113,7 @@ class ResultWriter:
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                 }
             )
-        self.panoptic.append({"image_id": image_id, "file_name": file_name, "segments_info": infos})
+        return {"image_id": image_id, "file_name": file_name, "segments_info": infos}
 
     def _save_png(self, kind: str, name: str, array: np.ndarray) -> str:
         path = self.folder / kind / f"{name}.png"
@@ -95,8 +125,9 @@ class ResultWriter:
         """Write the JSON files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.panoptic:
+            segmented = {annotation["image_id"] for annotation in self.panoptic}
             content = {
-                "images": self.images,
+                "images": [image for image in self.images if image["id"] in segmented],
                 "annotations": self.panoptic,
                 "categories": self.categories,
             }

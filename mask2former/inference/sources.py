@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,20 +62,27 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:
-    """The stem of each path, with a number where two pictures share it."""
-    names: dict[str, None] = {}
-    for path in paths:
+    """The stem of each path, with a number where it is another's, or a frame's of a video."""
+    names: dict[Path, str] = {}
+    videos: set[str] = set()
+    for path in sorted(paths, key=lambda path: not is_video(path)):  # videos first
         name, number = path.stem, 1
-        while name in names:
+        while name in names.values() or re.sub(r"_\d{6,}$", "", name) in videos - {name}:
             number += 1
             name = f"{path.stem}_{number}"
-        names[name] = None
-    return list(names)
+        names[path] = name
+        if is_video(path):
+            videos.add(name)
+    return [names[path] for path in paths]
+
+
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEOS
 
 
 def count_frames(path: Path) -> int:
     """Pictures in a file: 1, or about how many frames a video says it has."""
-    if path.suffix.lower() not in VIDEOS:
+    if not is_video(path):
         return 1
     return max(1, int(cv2.VideoCapture(os.fspath(path)).get(cv2.CAP_PROP_FRAME_COUNT)))
 
@@ -85,7 +93,7 @@ def items(path: Path, name: str) -> Iterator[Item]:
     Raises:
         DatasetError: the video cannot be opened, or ends before its first frame.
     """
-    if path.suffix.lower() in VIDEOS:
+    if is_video(path):
         yield from frames(os.fspath(path), name)
     else:
         yield Item(name, path.name, path)

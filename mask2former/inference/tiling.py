@@ -8,6 +8,7 @@ one, if both marked mostly the same pixels of what they share.
 """
 
 import dataclasses
+import functools
 import math
 import os
 import sys
@@ -179,6 +180,7 @@ def largest_tile(
     return side
 
 
+@functools.lru_cache(maxsize=1)  # a video's frames ask again and again
 def tile_bytes(predictor: Predictor, side: int) -> int:
     """What the tensors of the model take at most, for a tile of this side."""
     model = predictor.model

@@ -48,9 +48,10 @@ def drawing_metadata(
         ]
     elif len(colors) != count:
         colors = [tuple(map(int, color)) for color in np.resize(colormap(rgb=True), (count, 3))]
+    names = [name.replace("$", r"\$") for name in categories]  # matplotlib reads $...$ as formulas
     return Metadata(
-        thing_classes=list(categories),
-        stuff_classes=list(categories),
+        thing_classes=names,
+        stuff_classes=names,
         thing_colors=list(colors),
         stuff_colors=list(colors),
     )
@@ -93,30 +94,37 @@ def draw_prediction(
 
 
 def classes_in(prediction: Prediction) -> list[int]:
-    """The contiguous classes that a prediction holds, in ascending order."""
-    found: set[int] = set()
+    """The contiguous classes that :func:`draw_prediction` draws by default, in ascending order."""
     if prediction.panoptic is not None:
-        found |= {segment.category_id for segment in prediction.panoptic.segments}
+        return sorted({segment.category_id for segment in prediction.panoptic.segments})
     if prediction.instances is not None:
-        found |= set(prediction.instances.classes.tolist())
-    if prediction.semantic is not None and prediction.panoptic is None:
-        labels = np.unique(prediction.semantic.labels).tolist()
-        found |= {label for label in labels if label < len(prediction.semantic.categories)}
-    return sorted(found)
+        return np.unique(prediction.instances.classes).tolist()
+    labels = np.unique(prediction.semantic.labels).tolist()
+    return [label for label in labels if label < len(prediction.semantic.categories)]
 
 
-def legend(classes: Sequence[int], metadata: Metadata, height: int) -> np.ndarray:
-    """Colours and names of classes, in columns of (``height``, W, 3) uint8 RGB on white."""
+def legend(
+    classes: Sequence[int], metadata: Metadata, height: int, *, columns: int | None = None
+) -> np.ndarray:
+    """Colours and names of classes, in columns of (``height``, W, 3) uint8 RGB on white.
+
+    Args:
+        columns: by default as many as are needed; of fewer, the last line says that some are left
+            out. W depends on this number alone.
+    """
     size = int(np.clip(height // 32, 12, 32))
     font, line, margin = ImageFont.load_default(size), size * 3 // 2, size // 2
     per_column = max(1, (height - 2 * margin) // line)
-    names = [metadata.stuff_classes[i] for i in classes]
-    # As wide for some of the classes as for all: the frames of a video are of one size.
+    names = [metadata.stuff_classes[i].replace(r"\$", "$") for i in classes]
     width = round(max(map(font.getlength, metadata.stuff_classes))) + 2 * line
-    columns = max(1, -(-len(classes) // per_column))
+    columns = columns or max(1, -(-len(classes) // per_column))
+    room = columns * per_column
+    if len(names) > room:
+        left_out = len(names) - room + 1
+        names[room - 1 :] = [f"and {left_out} more"]
     strip = Image.new("RGB", (columns * width, height), "white")
     draw = ImageDraw.Draw(strip)
-    for i, (class_id, name) in enumerate(zip(classes, names)):
+    for i, (class_id, name) in enumerate(zip(classes, names)):  # as many as there are names
         x, y = i // per_column * width + margin, margin + i % per_column * line
         color = tuple(map(int, metadata.stuff_colors[class_id]))
         draw.rectangle((x, y, x + size, y + size), fill=color, outline="black")

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from detectron2.data import transforms as T
 from detectron2.structures import BitMasks
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -12,6 +13,7 @@ from pycocotools import mask as coco_mask
 from mask2former.errors import ConfigError, DatasetError
 from mask2former.inference import Options, Panoptic, Predictor
 from mask2former.inference.cleanup import replace_small_regions
+from mask2former.inference.picture import as_array
 from mask2former.inference.predictor import config_of, metadata_of
 from mask2former.modeling.postprocessing import instance_inference
 from mask2former.modeling.row_maps import RowMaps
@@ -114,6 +116,10 @@ def test_most_pixels(predictor, picture):
     assert 900 < height * width <= 1000
     assert width / height == pytest.approx(70 / 50, rel=0.05)
     assert predictor.run(picture, most_pixels=1000).panoptic.ids.shape == (50, 70)
+    predictor.resize = T.ResizeShortestEdge(0)  # the config leaves pictures as they are
+    assert predictor.resized(picture) is picture
+    height, width, _ = predictor.resized(picture, 1000).shape
+    assert 900 < height * width <= 1000
 
 
 def test_grey_pictures(predictor, picture):
@@ -130,6 +136,8 @@ def test_grey_pictures(predictor, picture):
         (lambda p: p[:0], ValueError, r"shape is \(0, 70, 3\)"),
         (lambda p: torch.from_numpy(p)[..., 0], ValueError, r"shape is \(50, 70\), expected \(C"),
         (lambda p: {"image": p}, TypeError, "not dict"),
+        (lambda p: Image.fromarray(p[..., 0].astype(np.uint16)), ValueError, "I;16: more than 8"),
+        (lambda p: Image.fromarray(p[..., 0] / np.float32(9)), ValueError, "mode is F: more than"),
         (lambda p: "/nowhere.png", DatasetError, "/nowhere.png does not exist"),
     ],
 )
@@ -241,6 +249,17 @@ def test_a_published_model_by_name(tmp_path):
     assert (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, cfg.TEST.PRECISION) == (133, "bfloat16")
     with pytest.raises(ConfigError, match="no such published model"):
         config_of("zoo://coco/panoptic/R51", [])
+
+
+def test_raw_models_see_all_of_a_pil_image():
+    image = Image.fromarray(np.arange(0, 48, dtype=np.uint16).reshape(6, 8) * 1000)
+    np.testing.assert_array_equal(as_array(image, "raw")[..., 0], np.asarray(image))
+    assert as_array(Image.new("RGBA", (5, 4)), "raw").shape == (4, 5, 4)
+
+
+def test_overrides(predictor, sample_cfg):
+    assert config_of(sample_cfg, ["INPUT.MIN_SIZE_TEST", 32]).INPUT.MIN_SIZE_TEST == 32
+    assert sample_cfg.INPUT.MIN_SIZE_TEST != 32
 
 
 def test_the_config_is_not_changed(predictor, sample_cfg):

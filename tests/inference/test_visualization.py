@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,14 +110,25 @@ def test_colors(metadata):
 
 
 def test_legend_shows_the_colors(prediction, drawing):
-    assert classes_in(prediction) == [0, 1, 4]
+    assert classes_in(prediction) == [0, 4]  # what is drawn: panoptic comes first
+    assert classes_in(replace(prediction, panoptic=None)) == [0, 1]
+    assert classes_in(replace(prediction, panoptic=None, instances=None)) == [1, 2]
     strip = legend([0, 4], drawing, 400)
     assert strip.shape[0] == 400
     for class_id in (0, 4):
         assert (strip == drawing.stuff_colors[class_id]).all(-1).sum() > 80
     assert not (strip == drawing.stuff_colors[1]).all(-1).any()
-    columns = legend(list(range(9)), drawing, 72)  # three lines fit
+    narrow = [legend(list(range(n)), drawing, 72, columns=1) for n in (1, 3, 9)]  # three lines fit
+    assert len({strip.shape for strip in narrow}) == 1
+    assert not (narrow[2] == drawing.stuff_colors[3]).all(-1).any()
+    columns = legend(list(range(9)), drawing, 72)
     assert columns.shape[1] == 3 * legend([0], drawing, 72).shape[1]
+
+
+def test_names_with_dollars_are_no_formulas(prediction, metadata):
+    names = [r"a $\foo{$ b", *metadata.stuff_classes[1:]]
+    image = np.zeros((40, 60, 3), np.uint8)
+    assert draw_prediction(image, prediction, drawing_metadata(metadata, names)).any()
 
 
 def test_cutouts(prediction, tmp_path):

@@ -1,5 +1,6 @@
 """tools/demo.py: what it takes, what it leaves out, what it writes."""
 
+import dataclasses
 import io
 import json
 import random
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
@@ -29,6 +31,7 @@ class LeftHalf:
     image_format = "RGB"
     categories = NAMES
     options = Options()
+    most_pixels = None  # of the last run
 
     def __init__(self, *args):
         from detectron2.data import Metadata
@@ -38,7 +41,8 @@ class LeftHalf:
     def read(self, picture):
         return as_array(picture, self.image_format)
 
-    def run(self, image, options):
+    def run(self, image, options, *, most_pixels=None):
+        LeftHalf.most_pixels = most_pixels
         size = image.shape[:2]
         ids = np.full(size, 2, np.int32)
         ids[:, : size[1] // 2] = 1
@@ -94,7 +98,7 @@ def test_a_video_becomes_a_video(run, film, tmp_path):
 def test_a_bad_frame_does_not_end_the_video(run, film, monkeypatch):
     whole, calls = LeftHalf.run, []
 
-    def sometimes(self, image, options):
+    def sometimes(self, image, options, **_):
         calls.append(image)
         if len(calls) == 2:
             raise RuntimeError("out of memory")
@@ -137,6 +141,9 @@ def test_lists_on_the_standard_input(run, tmp_path, monkeypatch):
 def test_names_are_unique():
     names = sources.unique_names([Path("a/x.png"), Path("b/x.jpg"), Path("x_2.png"), Path("x.gif")])
     assert names == ["x", "x_2", "x_2_2", "x_3"]
+    # Frames of a video are numbered: a picture is not called like one.
+    names = sources.unique_names([Path("film_000001.png"), Path("b_000001.png"), Path("film.mp4")])
+    assert names == ["film_000001_2", "b_000001", "film"]
 
 
 def test_inputs_are_not_overwritten(monkeypatch, tmp_path, run):
@@ -150,7 +157,7 @@ def test_options_reach_the_predictor(run, tmp_path, monkeypatch):
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     seen = []
     whole = LeftHalf.run
-    monkeypatch.setattr(LeftHalf, "run", lambda s, i, o: (seen.append(o), whole(s, i, o))[1])
+    monkeypatch.setattr(LeftHalf, "run", lambda s, i, o, **_: (seen.append(o), whole(s, i, o))[1])
     run("--input", tmp_path / "a.png", "--task", "instance", "--confidence-threshold", 0.3,
         "--overlap-threshold", 0.4, "--minimum-area", 5, "--clean-up", 6,
         "--one-label")  # fmt: skip
@@ -195,6 +202,41 @@ def test_tiles_are_as_large_as_the_memory_allows(run, tmp_path, monkeypatch):
     run(*picture, "--max-memory", "0.3kB")  # the picture fits
     expected = [(128, 1.0, True, None), (100, 1.0, False, 100**2), (200, 0.5, True, 100**2)]
     assert seen == expected
+    assert LeftHalf.most_pixels == 300**2
+    with pytest.raises(SystemExit):
+        run(*picture, "--scale", 0.5)  # of what?
+
+
+def test_instances_of_pictures_in_tiles(run, tmp_path, monkeypatch):
+    Image.new("RGB", (300, 200)).save(tmp_path / "a.png")
+    Image.new("RGB", (30, 20)).save(tmp_path / "b.png")
+
+    def in_tiles(predictor, image, options, **others):
+        return dataclasses.replace(predictor.run(image, options), instances=None)
+
+    monkeypatch.setattr(demo, "segment_in_tiles", in_tiles)
+    run("--input", tmp_path / "a.png", tmp_path / "b.png", "--task", "instance", "--tile", 128)
+    large, small = json.loads((tmp_path / "out/instances.json").read_text())
+    assert (large["image_id"], small["image_id"]) == (1, 2)
+    assert large["bbox"] == [0, 0, 150, 200] and large["category_id"] == 0
+    mask = coco_mask.decode(large["segmentation"])
+    assert mask[:, :150].all() and not mask[:, 150:].any()
+
+
+def test_a_picture_whose_results_cannot_be_written_is_in_no_file(run, tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "panoptic").write_text("a file")
+    status, _, stderr = run("--input", tmp_path / "a.png")
+    assert status == 1 and "left out: a.png" in stderr
+    assert json.loads((tmp_path / "out/images.json").read_text()) == []
+    assert not (tmp_path / "out/instances.json").exists()
+
+
+def test_a_video_that_cannot_be_written_ends_it(run, film, tmp_path):
+    (tmp_path / "out" / "film.mp4").mkdir(parents=True)
+    with pytest.raises(demo.UserError, match=r"film\.mp4 cannot be written as a video"):
+        run("--input", film)
 
 
 # ---- 300 files that are no ordinary pictures ----------------------------------------------------

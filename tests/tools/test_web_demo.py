@@ -100,7 +100,10 @@ def test_truncated(predictor, tmp_path):
 def test_sixteen_bits(predictor, tmp_path):
     Image.fromarray(np.full((20, 20), 4000, np.uint16)).save(tmp_path / "deep.png")
     html = handle(predictor, tmp_path / "deep.png")
-    assert "deep.png has more than 8 bits a pixel" in html and str(tmp_path) not in html
+    assert (
+        "deep.png has more than 8 bits for a colour; save it with 8 bits" in html
+        and str(tmp_path) not in html
+    )
 
 
 def test_a_deleted_upload(predictor, tmp_path):

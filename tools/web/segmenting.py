@@ -15,6 +15,7 @@ from detectron2.data.catalog import Metadata
 from PIL import Image
 from scipy import ndimage
 
+from mask2former.data.picture import RAW
 from mask2former.errors import DatasetError, UserError
 from mask2former.inference import (
     Options,
@@ -73,8 +74,11 @@ class Result:
     seconds: float
 
 
-def check(path: Path, limits: Limits) -> None:
+def check(path: Path, limits: Limits, *, many_bits: bool = False) -> None:
     """Refuse what is no picture, or too large a one, by its header alone.
+
+    Args:
+        many_bits: take pictures of more than 8 bits, too.
 
     Raises:
         PictureError: the message names the limit or the remedy.
@@ -87,7 +91,7 @@ def check(path: Path, limits: Limits) -> None:
     too_many = f"more than the {limits.pixels:,} pixels that are taken; make it smaller"
     try:
         with Image.open(path, formats=FORMATS) as file:
-            width, height = file.size
+            (width, height), mode = file.size, file.mode
     except Image.DecompressionBombError as error:
         raise PictureError(f"{path.name} has {too_many}") from error
     except (OSError, SyntaxError, ValueError) as error:
@@ -96,6 +100,8 @@ def check(path: Path, limits: Limits) -> None:
         ) from error
     if width * height > limits.pixels:
         raise PictureError(f"{path.name} has {width:,} x {height:,} pixels, {too_many}")
+    if mode.startswith(("I", "F")) and not many_bits:
+        raise PictureError(f"{path.name} has more than 8 bits for a colour; save it with 8 bits")
 
 
 class Segmenter:
@@ -116,7 +122,7 @@ class Segmenter:
             PictureError: the file is refused.
         """
         start = time.perf_counter()
-        check(path, self.limits)
+        check(path, self.limits, many_bits=self.predictor.image_format == RAW)
         try:
             image = self.predictor.read(path)
         except DatasetError as error:
