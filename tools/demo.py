@@ -24,7 +24,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mask2former.config import load_config
 from mask2former.errors import UserError, report_user_errors
 from mask2former.inference import (
     TASKS,
@@ -47,9 +46,6 @@ from mask2former.inference.sources import (
 from mask2former.inference.tiling import largest_tile, segment_in_tiles
 from mask2former.inference.visualization import classes_in, fit, legend
 
-# What a single bad picture can raise; it is named, and the others go on.
-PICTURE_ERRORS = (UserError, OSError, ValueError, TypeError, RuntimeError, MemoryError, cv2.error)
-
 
 class FilmError(UserError):
     """A video cannot be written: not a matter of one frame."""
@@ -60,9 +56,9 @@ def main() -> int:
     paths = find_files(args.input or [])
     names = unique_names(paths)
     check_output(args.output, paths, names)
-    predictor = Predictor(load_config(args.config_file, args.opts), args.weights)
+    predictor = Predictor(args.config_file, args.weights, overrides=args.opts)
     options = options_of(args, predictor)
-    writer = Writer(args, predictor)
+    writer = Writer(args, predictor, options)
     sources = [(path.name, items(path, name)) for path, name in zip(paths, names)]
     total = sum(map(count_frames, paths))
     if args.webcam is not None:
@@ -96,7 +92,7 @@ def noting(failures: list[str], name: str) -> Iterator[None]:
         yield
     except FilmError:
         raise
-    except PICTURE_ERRORS as error:
+    except Exception as error:
         message = str(error).strip() or type(error).__name__
         failures.append(message if name in message else f"{name}: {message}")
 
@@ -167,8 +163,19 @@ def positive(text: str) -> int:
 
 
 def check_output(output: Path, paths: Sequence[Path], names: Sequence[str]) -> None:
-    """Refuse to overwrite what is read."""
+    """Make the folder of the results, and refuse to overwrite what is read."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output} is no folder to write to: {error}") from error
     inputs = {path.resolve() for path in paths}
+    for folder in ("panoptic", "semantic", "cutouts"):
+        inside = [path for path in inputs if (output / folder).resolve() in path.parents]
+        if inside:
+            raise UserError(
+                f"--output {output} would write beside {inside[0]}, which is read; name another "
+                "folder"
+            )
     for name in names:
         for suffix in (".png", ".mp4"):
             if (output / f"{name}{suffix}").resolve() in inputs:
@@ -252,12 +259,11 @@ class Film(NamedTuple):
 class Writer:
     """Everything that is written for pictures, and the videos that frames are joined to."""
 
-    def __init__(self, args: argparse.Namespace, predictor: Predictor) -> None:
+    def __init__(self, args: argparse.Namespace, predictor: Predictor, options: Options) -> None:
         self.args = args
         self.image_format = predictor.image_format
-        args.output.mkdir(parents=True, exist_ok=True)
         self.results = ResultWriter(
-            args.output, predictor.metadata, things_as_instances=args.task in ("instance", "all")
+            args.output, predictor.metadata, things_as_instances="instance" in options.tasks
         )
         self.metadata = drawing_metadata(
             predictor.metadata, predictor.categories, color_blind_safe=args.color_blind

@@ -77,7 +77,7 @@ def _read_raw(path: str) -> np.ndarray:
             raise ValueError(f"its shape is {image.shape}, not (height, width, channels)")
         if not np.isfinite(image).all():
             raise ValueError("it holds NaN or infinity; give such pixels a number")
-    except (OSError, ValueError, TypeError, cv2.error) as error:
+    except Exception as error:  # decoders of damaged files raise all sorts
         raise DatasetError(
             f"{path} cannot be read as a picture ({str(error).strip()}); replace the file or "
             "remove its entry from the annotations"

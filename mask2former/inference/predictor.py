@@ -65,7 +65,9 @@ class Options:
             raise ValueError(f"tasks is {self.tasks!r}; it must be some of {TASKS}, as a tuple")
         for name in ("score_threshold", "overlap_threshold"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
+            if value is None and name == "score_threshold":
+                continue
+            if value is None or not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; it must be in [0, 1]")
         for name in ("minimum_area", "clean_up", "most_instances"):
             if getattr(self, name) < 0:

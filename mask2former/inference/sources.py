@@ -54,7 +54,7 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
         elif path.is_file():
             matches = [path]
         else:
-            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+            matches = sorted(filter(Path.is_file, map(Path, glob.glob(str(path), recursive=True))))
         if not matches:
             raise UserError(f"--input {text} names no picture")
         found |= dict.fromkeys(matches)

@@ -140,6 +140,7 @@ def _segment(predictor: Predictor, image: np.ndarray, scale: float, options: Opt
         new_size = max(1, round(width * scale)), max(1, round(height * scale))
         method = cv2.INTER_LINEAR if scale > 1 else cv2.INTER_AREA
         resized = cv2.resize(resized, new_size, interpolation=method)
+        resized = resized.reshape(*new_size[::-1], -1)  # one channel, which OpenCV drops
     return predictor.segment(predictor.predict(resized), (height, width), options)
 
 

@@ -128,3 +128,10 @@ def test_label_maps_may_be_arrays(tmp_path):
     np.testing.assert_array_equal(read_label_map(write(tmp_path / "a.npy", labels)), labels)
     with pytest.raises(DatasetError, match="b.npy does not exist"):
         read_label_map(str(tmp_path / "b.npy"))
+
+
+def test_a_decoders_own_errors_name_the_file(tmp_path):
+    path = tmp_path / "x.npy"
+    path.write_bytes(b"PK\x03\x04 and no archive")
+    with pytest.raises(DatasetError, match=r"x\.npy cannot be read as a picture"):
+        read_picture(str(path), "raw")

@@ -182,6 +182,14 @@ def test_the_model_in_tiles(predictor):
     assert set(np.unique(cut.panoptic.ids)) - {0} == {s.id for s in cut.panoptic.segments}
 
 
+def test_one_channel_at_another_scale(monkeypatch, predictor):
+    sizes = []
+    monkeypatch.setattr(predictor, "predict", lambda image: sizes.append(image.shape))
+    monkeypatch.setattr(predictor, "segment", lambda *_: None)
+    tiling._segment(predictor, np.zeros((50, 70, 1), np.float32), 0.5, Options())
+    assert sizes == [(25, 35, 1)]
+
+
 def test_memory_limits_the_tile(predictor, monkeypatch):
     held, size = 10**9, (6000, 8000)
     monkeypatch.setattr(tiling, "resident_bytes", lambda: held)

@@ -33,7 +33,7 @@ class LeftHalf:
     options = Options()
     most_pixels = None  # of the last run
 
-    def __init__(self, *args):
+    def __init__(self, *args, **others):
         from detectron2.data import Metadata
 
         self.metadata = Metadata(thing_classes=list(NAMES), stuff_classes=list(NAMES))
@@ -62,7 +62,6 @@ class LeftHalf:
 def run(monkeypatch, capsys, tmp_path):
     """Run the tool with a predictor that needs no model; its status and what it printed."""
     monkeypatch.setattr(demo, "Predictor", LeftHalf)
-    monkeypatch.setattr(demo, "load_config", lambda path, overrides: None)
 
     def run(*arguments):
         capsys.readouterr()
@@ -151,6 +150,17 @@ def test_inputs_are_not_overwritten(monkeypatch, tmp_path, run):
     Image.new("RGB", (20, 10)).save(tmp_path / "out" / "a.png")
     with pytest.raises(demo.UserError, match=r"would overwrite a\.png"):
         run("--input", tmp_path / "out" / "a.png")
+    (tmp_path / "out" / "panoptic").mkdir()
+    Image.new("RGB", (20, 10)).save(tmp_path / "out" / "panoptic" / "b.png")
+    with pytest.raises(demo.UserError, match=r"would write beside .*b\.png"):
+        run("--input", tmp_path / "out" / "panoptic" / "b.png")
+
+
+def test_an_output_that_is_a_file(tmp_path, run):
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    (tmp_path / "out").write_text("")
+    with pytest.raises(demo.UserError, match="is no folder to write to"):
+        run("--input", tmp_path / "a.png")
 
 
 def test_options_reach_the_predictor(run, tmp_path, monkeypatch):

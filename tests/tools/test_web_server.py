@@ -165,3 +165,10 @@ def test_in_the_browser(page, picture, tmp_path):
     viewer.get_by_text("bad.png is not a picture").wait_for(timeout=20_000)
     hosts = {urlsplit(url).netloc for url in asked if not url.startswith(("data:", "blob:"))}
     assert hosts == {urlsplit(page.url).netloc}
+
+
+def test_files_beside_a_sample_picture_are_not_served(server, picture):
+    secret = picture.parent / "secret.txt"
+    secret.write_text("mine")
+    assert server.get(f"/gradio_api/file={picture.resolve()}").status_code == 200
+    assert server.get(f"/gradio_api/file={secret.resolve()}").status_code == 403

@@ -95,9 +95,9 @@ def launch(page: gr.Blocks, limits: Limits, serving: Serving, samples: Sequence[
             ssr_mode=False,
             pwa=False,
             mcp_server=False,
-            allowed_paths=sorted({str(sample.parent.resolve()) for sample in samples}),
+            allowed_paths=[str(sample.resolve()) for sample in samples],
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # a port beyond 65535
         raise UserError(f"--host {serving.host} --port {serving.port}: {error}") from error
     return url
 
