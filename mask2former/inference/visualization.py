@@ -30,6 +30,13 @@ SAFE_COLORS = (
 )
 
 
+class PaletteVisualizer(Visualizer):
+    """Things in the colours of their classes, which Detectron2 changes at random."""
+
+    def _jitter(self, color: Sequence[float]) -> tuple[float, ...]:
+        return tuple(color)
+
+
 def drawing_metadata(
     metadata: Metadata, categories: Sequence[str], *, color_blind_safe: bool = False
 ) -> Metadata:
@@ -79,7 +86,7 @@ def draw_prediction(
             for s in prediction.panoptic.segments
         ]
         return draw_panoptic(image, fit_labels(prediction.panoptic.ids, size), segments, metadata)
-    visualizer = Visualizer(image, metadata, instance_mode=ColorMode.SEGMENTATION)
+    visualizer = PaletteVisualizer(image, metadata, instance_mode=ColorMode.SEGMENTATION)
     if prediction.instances is not None and task in (None, "instance"):
         found = prediction.instances
         drawn = Instances(size)
@@ -149,7 +156,7 @@ def draw_panoptic(
 ) -> np.ndarray:
     """Draw segment ids (h, w) over a picture (h, w, 3) of the same size; RGB uint8."""
     ids = torch.from_numpy(ids.astype(np.int32))
-    drawn = Visualizer(image, metadata).draw_panoptic_seg(ids, [dict(s) for s in segments])
+    drawn = PaletteVisualizer(image, metadata).draw_panoptic_seg(ids, [dict(s) for s in segments])
     return drawn.get_image()
 
 

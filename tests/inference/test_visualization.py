@@ -131,6 +131,17 @@ def test_names_with_dollars_are_no_formulas(prediction, metadata):
     assert draw_prediction(image, prediction, drawing_metadata(metadata, names)).any()
 
 
+def test_things_have_the_colors_of_the_legend(prediction, metadata):
+    safe = drawing_metadata(metadata, metadata.stuff_classes, color_blind_safe=True)
+    image = np.zeros((300, 450, 3), np.uint8)
+    first, again = (draw_prediction(image, prediction, safe) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    red, green, blue = first[20, 20].astype(float)  # of the person, shown through
+    expected = np.array(safe.thing_colors[0], float)
+    shown = np.array([red, green, blue])
+    assert shown @ expected > 0.99 * np.linalg.norm(shown) * np.linalg.norm(expected)
+
+
 def test_cutouts(prediction, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     save_cutouts(image, prediction, tmp_path)
