@@ -34,6 +34,7 @@ from mask2former.inference import (
     draw_prediction,
     drawing_metadata,
 )
+from mask2former.inference.budget import budget_for, check_decodable
 from mask2former.inference.results import ResultWriter, save_cutouts
 from mask2former.inference.sources import (
     Item,
@@ -43,7 +44,7 @@ from mask2former.inference.sources import (
     items,
     unique_names,
 )
-from mask2former.inference.tiling import largest_tile, segment_in_tiles
+from mask2former.inference.tiling import segment_in_tiles
 from mask2former.inference.visualization import classes_in, fit, legend
 
 
@@ -65,11 +66,13 @@ def main() -> int:
         sources.append((f"camera {args.webcam}", frames(args.webcam, "camera")))
         total = None
     done, failures = 0, []
+    if args.tile is not None or args.max_memory is not None:
+        Image.MAX_IMAGE_PIXELS = None  # Pillow's guard against what is asked for here
     try:
         with tqdm(total=args.most or total, disable=None, unit="picture") as progress:
             for number, item in enumerate(noting_failures(sources, failures), start=1):
                 with noting(failures, item.file_name):
-                    image = predictor.read(item.picture)
+                    image = read(args, predictor, item)
                     writer.add(item, image, segment(args, predictor, image, options))
                     done += 1
                 progress.update()
@@ -201,18 +204,24 @@ def options_of(args: argparse.Namespace, predictor: Predictor) -> Options:
         raise UserError(str(error)) from error
 
 
+def read(args: argparse.Namespace, predictor: Predictor, item: Item) -> np.ndarray:
+    """A picture, unless decoding it would take more than --max-memory."""
+    if args.max_memory is not None and isinstance(item.picture, Path):
+        check_decodable(item.picture, args.max_memory)
+    return predictor.read(item.picture)
+
+
 def segment(
     args: argparse.Namespace, predictor: Predictor, image: np.ndarray, options: Options
 ) -> Prediction:
     """The whole picture at once, or in tiles where that was asked for and it is larger than one."""
     side, most_pixels = args.tile, None
+    whole = True
     if args.max_memory is not None:
-        maps = 2 if "semantic" in options.tasks else 1
-        limit = largest_tile(predictor, image.shape[:2], args.max_memory, maps)
-        most_pixels = limit**2  # the overview takes no more than a tile
-        limit = max(1, int(limit / args.scale))
-        side = min(side or limit, limit)
-    if side is None or max(image.shape[:2]) <= side:
+        budget = budget_for(predictor, image.shape[:2], args.max_memory, options, scale=args.scale)
+        side, whole = min(side or budget.tile, budget.tile), budget.whole
+        most_pixels = budget.model_pixels  # the overview takes no more than a tile
+    if whole and (side is None or max(image.shape[:2]) <= side):
         return predictor.run(image, options, most_pixels=most_pixels)
     with tqdm(disable=None, unit="tile", leave=False) as progress:
 
@@ -278,7 +287,7 @@ class Writer:
             Image.fromarray(drawing).save(self.args.output / f"{item.name}.png")
         else:
             self._add_frame(*item.video, drawing)
-        if self.args.cutouts and (prediction.panoptic or prediction.instances):
+        if self.args.cutouts:
             save_cutouts(shown, prediction, self.args.output / "cutouts" / item.name)
         self.results.add(item.name, item.file_name, prediction)
 

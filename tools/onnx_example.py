@@ -4,7 +4,8 @@
     python tools/onnx_example.py model.onnx picture.jpg -o out
 
 Writes out/<picture>.png, the picture with its segments in colours; out/<picture>_ids.png, the id of
-each pixel's segment (0: none; of semantic models the class); and out/<picture>.json, the segments.
+each pixel's segment (0: none; of semantic models the class, from 1 on); and out/<picture>.json, the
+segments, with areas and boxes in pixels of the picture.
 """
 
 import argparse
@@ -33,10 +34,7 @@ def main() -> None:
         sys.exit(f"error: {args.model} is no panoptic, instance or semantic model but {task!r}")
     if metadata["input_format"] not in ("RGB", "BGR"):
         sys.exit(f"error: {args.model} takes {metadata['input_format']} pictures, this tool RGB")
-    try:
-        picture = ImageOps.exif_transpose(Image.open(args.picture)).convert("RGB")
-    except OSError as error:
-        sys.exit(f"error: {args.picture} cannot be read as a picture ({error})")
+    picture = read(args.picture)
     names = [output.name for output in session.get_outputs()]
     outputs = session.run(None, {"images": preprocess(picture, metadata)})
     outputs = {name: output[0] for name, output in zip(names, outputs)}
@@ -51,12 +49,23 @@ def main() -> None:
     save(args.output, args.picture.stem, picture, ids, segments)
 
 
+def read(path: Path) -> Image.Image:
+    """The picture in RGB, turned as its EXIF data say."""
+    try:
+        picture = Image.open(path)
+        if picture.mode.startswith(("I", "F")):  # Pillow would clip the values at 255
+            sys.exit(f"error: {path} has more than 8 bits a pixel; save it with 8")
+        return ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        sys.exit(f"error: {path} cannot be read as a picture ({error})")
+
+
 def preprocess(picture: Image.Image, metadata: dict[str, str]) -> np.ndarray:
     """(1, 3, H, W) float32 in 0 ... 255, of the size that the model's test pictures have."""
     shortest, longest = json.loads(metadata["shortest_side"]), json.loads(metadata["longest_side"])
     if shortest:  # 0: as they are
         scale = min(shortest / min(picture.size), longest / max(picture.size))
-        width, height = (round(side * scale) for side in picture.size)
+        width, height = (max(1, round(side * scale)) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(picture, np.float32)
     if metadata["input_format"] == "BGR":
@@ -88,7 +97,7 @@ def instance(outputs: dict[str, np.ndarray], threshold: float) -> tuple[np.ndarr
     for number, i in enumerate(order, start=1):
         ids[outputs["masks"][i]] = number
         segment = {"id": number, "category_id": int(outputs["classes"][i])}
-        box = outputs["boxes"][i].tolist()  # x0, y0, x1, y1 of the picture as the model saw it
+        box = outputs["boxes"][i].tolist()  # x0, y0, x1, y1
         segments.append(segment | {"score": float(outputs["scores"][i]), "box": box})
     return ids, segments
 
@@ -105,7 +114,11 @@ SEGMENTS = {"panoptic": panoptic, "instance": instance, "semantic": semantic}
 def save(
     folder: Path, name: str, picture: Image.Image, ids: np.ndarray, segments: Segments
 ) -> None:
-    """Write the three files; ``ids`` are enlarged to the picture without mixing them."""
+    """Write the three files; ids and boxes are those of the picture as the model saw it."""
+    scales = [new / old for new, old in zip(picture.size, ids.shape[::-1])] * 2
+    for segment in segments:
+        if "box" in segment:
+            segment["box"] = [side * scale for side, scale in zip(segment["box"], scales)]
     ids = np.asarray(Image.fromarray(ids.astype(np.int32)).resize(picture.size, 0))
     colours = np.zeros((ids.max(initial=0) + 1, 3))
     for i in range(1, len(colours)):  # hues a golden ratio apart

@@ -21,7 +21,7 @@ from pathlib import Path
 from mask2former.data.picture import RAW
 from mask2former.errors import UserError, report_user_errors
 from mask2former.inference import Predictor
-from mask2former.inference.sources import find_files
+from mask2former.inference.sources import PICTURES, find_files
 
 CONFIG = Path("configs/quickstart.yaml")
 WEIGHTS = Path("output/quickstart/train/model_final.pth")
@@ -72,7 +72,7 @@ def choose_model(args: argparse.Namespace) -> tuple[str, str | None, Sequence[Pa
     Raises:
         UserError: nothing is given, and there is no quickstart.
     """
-    samples = find_files(args.samples or [])
+    samples = find_samples(args.samples or [])
     if args.config_file is not None:
         return args.config_file, args.weights, samples[:MOST_SAMPLES]
     weights = args.weights or os.fspath(WEIGHTS)
@@ -82,8 +82,13 @@ def choose_model(args: argparse.Namespace) -> tuple[str, str | None, Sequence[Pa
             "with --config-file and --weights"
         )
     if args.samples is None and SAMPLES.is_dir():
-        samples = find_files([os.fspath(SAMPLES)])
+        samples = find_samples([os.fspath(SAMPLES)])
     return os.fspath(CONFIG), weights, samples[:MOST_SAMPLES]
+
+
+def find_samples(inputs: Sequence[str]) -> list[Path]:
+    """The pictures that a browser can show."""
+    return [p for p in find_files(inputs) if p.suffix.lower() in PICTURES - {".npy"}]
 
 
 def parse_arguments() -> argparse.Namespace:

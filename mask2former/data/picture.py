@@ -79,8 +79,8 @@ def _read_raw(path: str) -> np.ndarray:
             raise ValueError("it holds NaN or infinity; give such pixels a number")
     except Exception as error:  # decoders of damaged files raise all sorts
         raise DatasetError(
-            f"{path} cannot be read as a picture ({str(error).strip()}); replace the file or "
-            "remove its entry from the annotations"
+            f"{path} cannot be read as a picture ({str(error).strip()}); replace the file or leave "
+            "it out (of a data set, remove its entry)"
         ) from error
     return image
 
@@ -114,8 +114,13 @@ def _read(path: str, image_format: str | None) -> np.ndarray:
         raise  # it is a ValueError, too
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
         raise DatasetError(
-            f"{path} cannot be read as a picture ({error}); replace the file or remove its "
-            "entry from the annotations"
+            f"{path} has more pixels than Pillow decodes ({2 * Image.MAX_IMAGE_PIXELS:,}); cut "
+            "it up, or segment it with tools/demo.py --tile or --max-memory, which have no limit"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DatasetError(
+            f"{path} cannot be read as a picture ({error}); replace the file or leave it out (of a "
+            "data set, remove its entry)"
         ) from error

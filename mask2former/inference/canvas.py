@@ -32,6 +32,16 @@ class Tile:
     def place(self) -> tuple[slice, slice]:
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
+    @property
+    def own(self) -> tuple[slice, slice]:
+        """Its own part, in the picture."""
+        return slice(self.own_top, self.bottom), slice(self.own_left, self.right)
+
+    @property
+    def own_within(self) -> tuple[slice, slice]:
+        """Its own part, in the tile."""
+        return slice(self.own_top - self.top, None), slice(self.own_left - self.left, None)
+
 
 class Canvas:
     """The segments of all tiles so far, on one map of the picture."""
@@ -72,7 +82,9 @@ class Canvas:
             if nearest and self._same(nearest, segment, things[nearest]):
                 self._leave(nearest, segment, there, panoptic)
                 under[free] = nearest
-                self.segments[nearest]["area"] += np.count_nonzero(free)
+                known = self.segments[nearest]
+                known["area"] += np.count_nonzero(free)
+                known["score"] = max(known["score"], segment.score)
             elif np.count_nonzero(free) > NEW_THING * segment.area:
                 under[free] = self._id_of(segment)
 
@@ -113,8 +125,7 @@ class Canvas:
             a, b = sorted((self._root(old), self._root(new)))
             self.parents[b] = a
             self.segments[a]["score"] = max(self.segments[i]["score"] for i in (a, b))
-        own = np.s_[tile.own_top - tile.top :, tile.own_left - tile.left :]
-        there[own] = ids[own]
+        there[tile.own_within] = ids[tile.own_within]
 
     def _shared(self, tile: Tile, there: np.ndarray, ids: np.ndarray) -> Iterator[tuple[int, int]]:
         """Old and new things of one class that are mostly the same where both tiles look."""

@@ -2,13 +2,14 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.data.catalog import Metadata
 from PIL import Image
+from scipy import ndimage
 
 from ..data.panoptic_png import id2rgb
 from .prediction import Panoptic, Prediction, encode
@@ -138,29 +139,40 @@ class ResultWriter:
 
 
 def save_cutouts(image: np.ndarray, prediction: Prediction, folder: Path) -> None:
-    """Write every segment (or, without segments, instance) as a PNG, transparent around it.
+    """Write every segment, instance or class (the first of these that there are) as a PNG.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        folder: gets ``<number>_<category>.png``, as large as the segment's box.
+        folder: gets ``<number>_<category>.png``, as large as its box, transparent around it.
     """
-    if prediction.panoptic is not None:
-        found = [
-            (s.id, s.category, s.box, prediction.panoptic.mask(s))
-            for s in prediction.panoptic.segments
-        ]
-    elif prediction.instances is not None:
-        boxes = prediction.instances.boxes.astype(int).tolist()
-        things = zip(prediction.instances.categories, boxes, prediction.instances.masks)
-        found = [(i, *thing) for i, thing in enumerate(things, start=1)]
-    else:
-        raise ValueError("a semantic segmentation has no segments to cut out")
     folder.mkdir(parents=True, exist_ok=True)
-    for number, category, (x0, y0, x1, y1), mask in found:
-        alpha = 255 * mask[y0:y1, x0:x1, None].astype(np.uint8)
-        cut = np.concatenate([image[y0:y1, x0:x1], alpha], axis=2)
+    for number, category, place, mask in _cutouts(prediction):
+        alpha = 255 * mask[..., None].astype(np.uint8)
         category = re.sub(r"[^\w-]+", "_", category)
-        Image.fromarray(cut, "RGBA").save(folder / f"{number:03d}_{category}.png")
+        cut = Image.fromarray(np.concatenate([image[place], alpha], axis=2))
+        cut.save(folder / f"{number:03d}_{category}.png")
+
+
+def _cutouts(
+    prediction: Prediction,
+) -> Iterator[tuple[int, str, tuple[slice, slice], np.ndarray]]:
+    """Number from 1 on, category, rows and columns of the box, and the mask in it."""
+    if prediction.panoptic is not None:
+        for segment in prediction.panoptic.segments:
+            x0, y0, x1, y1 = segment.box
+            place = slice(y0, y1), slice(x0, x1)
+            yield segment.id, segment.category, place, prediction.panoptic.ids[place] == segment.id
+    elif prediction.instances is not None:
+        found = prediction.instances
+        boxes = found.boxes.astype(int).tolist()
+        for number, (x0, y0, x1, y1) in enumerate(boxes, start=1):
+            place = slice(y0, y1), slice(x0, x1)
+            yield number, found.categories[number - 1], place, found.masks[number - 1][place]
+    elif prediction.semantic is not None:
+        labels, names = prediction.semantic.labels, prediction.semantic.categories
+        for class_id, place in enumerate(ndimage.find_objects(labels + 1, len(names))):
+            if place is not None:
+                yield class_id + 1, names[class_id], place, labels[place] == class_id
 
 
 def _inverse(mapping: Mapping[int, int] | None) -> dict[int, int]:

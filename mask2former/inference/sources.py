@@ -4,6 +4,7 @@ import glob
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from ..errors import DatasetError, UserError
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".npy"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
+# Part of the frames that a sound video may lack: some formats tell their number as length x rate.
+MISSING_FRAMES = 0.05
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,21 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
 def unique_names(paths: Sequence[Path]) -> list[str]:
     """The stem of each path, with a number where it is another's, or a frame's of a video."""
     names: dict[Path, str] = {}
+    taken: set[str] = set()
     videos: set[str] = set()
+    last: Counter[str] = Counter()  # number of the last path of each stem
+
+    def is_free(name: str) -> bool:
+        frame_of = re.sub(r"_\d{6,}$", "", name)
+        return name not in taken and (frame_of == name or frame_of not in videos)
+
     for path in sorted(paths, key=lambda path: not is_video(path)):  # videos first
-        name, number = path.stem, 1
-        while name in names.values() or re.sub(r"_\d{6,}$", "", name) in videos - {name}:
-            number += 1
-            name = f"{path.stem}_{number}"
+        name = path.stem
+        while not is_free(name):
+            last[path.stem] = max(last[path.stem], 1) + 1
+            name = f"{path.stem}_{last[path.stem]}"
         names[path] = name
+        taken.add(name)
         if is_video(path):
             videos.add(name)
     return [names[path] for path in paths]
@@ -91,7 +102,7 @@ def items(path: Path, name: str) -> Iterator[Item]:
     """The picture in a file, or the frames of a video.
 
     Raises:
-        DatasetError: the video cannot be opened, or ends before its first frame.
+        DatasetError: the video cannot be opened, or ends before it should.
     """
     if is_video(path):
         yield from frames(os.fspath(path), name)
@@ -103,9 +114,11 @@ def frames(source: str | int, name: str) -> Iterator[Item]:
     """The frames of a video, or of the camera of a number.
 
     Raises:
-        DatasetError: it cannot be opened, or has no frame.
+        DatasetError: it cannot be opened or has no frame; or, after the last that can be read, it
+            should have more.
     """
     capture = cv2.VideoCapture(source)
+    promised = capture.get(cv2.CAP_PROP_FRAME_COUNT)  # 0 or less: unknown, or a camera
     rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
     number = 0
     try:
@@ -121,3 +134,8 @@ def frames(source: str | int, name: str) -> Iterator[Item]:
     if not number:
         what = f"camera {source}" if isinstance(source, int) else source
         raise DatasetError(f"{what} gives no frame; OpenCV cannot open it or it is empty")
+    if not isinstance(source, int) and number + 1 < (1 - MISSING_FRAMES) * promised:
+        raise DatasetError(
+            f"{source} ends after {number} of {int(promised)} frames: it is cut short or damaged "
+            "there; what came before is segmented"
+        )

@@ -8,31 +8,16 @@ one, if both marked mostly the same pixels of what they share.
 """
 
 import dataclasses
-import functools
 import math
-import os
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from torch import nn
 
-from ..analysis import analyze
-from ..errors import UserError
-from ..memory import hand_back_memory, keep_freed_memory
+from ..memory import hand_back_memory
 from .canvas import Canvas, Tile
 from .prediction import Prediction, Semantic
 from .predictor import Options, Predictor
-
-LEAST_TILE, LARGEST_TILE, TILE_STEP = 256, 2048, 64
-# Beyond the tensors that the model makes: working memory of the convolutions, what the allocator
-# holds back, the segments of a tile.
-MEMORY_FACTOR = 1.6
-# A PNG's colours, in two copies; drawing the overlay (measured, at the most it has as sides).
-WRITING_BYTES_PER_PIXEL, DRAWING_BYTES = 3 + 4, 500_000_000
 
 
 def tiles_of(size: tuple[int, int], tile: int, overlap: int) -> list[Tile]:
@@ -106,23 +91,16 @@ def segment_in_tiles(
     canvas = Canvas(size) if panoptic_on else None
     labels = np.zeros(size, np.int32) if "semantic" in tasks else None
     if canvas is not None and overview:
-        whole = predictor.run(
-            image,
-            dataclasses.replace(in_tile, tasks=("panoptic",), clean_up=0),
-            most_pixels=most_pixels,
-        )
-        canvas.begin(whole.panoptic)
+        seen = dataclasses.replace(in_tile, tasks=("panoptic",), clean_up=0)
+        canvas.begin(predictor.run(image, seen, most_pixels=most_pixels).panoptic)
+    add = canvas and (canvas.add_things if overview else canvas.add)
     tiles = tiles_of(size, tile, overlap)
     for number, part in enumerate(tiles, start=1):
         prediction = _segment(predictor, image[part.place], scale, in_tile)
-        if canvas is not None and overview:
-            canvas.add_things(part, prediction.panoptic)
-        elif canvas is not None:
-            canvas.add(part, prediction.panoptic)
+        if add is not None:
+            add(part, prediction.panoptic)
         if labels is not None:
-            own = (slice(part.own_top, part.bottom), slice(part.own_left, part.right))
-            cut = (slice(part.own_top - part.top, None), slice(part.own_left - part.left, None))
-            labels[own] = prediction.semantic.labels[cut]
+            labels[part.own] = prediction.semantic.labels[part.own_within]
         if progress is not None:
             progress(number, len(tiles))
     hand_back_memory()  # for those who write and draw the result
@@ -142,61 +120,3 @@ def _segment(predictor: Predictor, image: np.ndarray, scale: float, options: Opt
         resized = cv2.resize(resized, new_size, interpolation=method)
         resized = resized.reshape(*new_size[::-1], -1)  # one channel, which OpenCV drops
     return predictor.segment(predictor.predict(resized), (height, width), options)
-
-
-# ---- Memory -------------------------------------------------------------------------------------
-
-
-def largest_tile(
-    predictor: Predictor, size: tuple[int, int], max_memory: int, maps: int = 1
-) -> int:
-    """Side of the largest tile with which a picture of (height, width) stays below ``max_memory``.
-
-    The memory is that of the process (of a model on a GPU, the GPU's), in bytes, with what it holds
-    already, with ``maps`` label maps of the picture, and with writing and drawing them later. From
-    now on, little of what is freed is kept for later use.
-
-    Raises:
-        UserError: it is too little for the least tile.
-    """
-    bytes_per_pixel = MEMORY_FACTOR * tile_bytes(predictor, 512) / 512**2
-    later = 0
-    if predictor.model.device.type == "cuda":
-        held = torch.cuda.memory_allocated(predictor.model.device)
-    else:
-        hand_back_memory()
-        keep_freed_memory(32 << 20, large_block=8 << 20)  # what is free counts as well
-        pixels = size[0] * size[1]
-        held = resident_bytes() + 4 * maps * pixels
-        later = max(WRITING_BYTES_PER_PIXEL * pixels, DRAWING_BYTES)
-    left = max_memory - held
-    side = math.isqrt(max(0, int(left / bytes_per_pixel)))
-    side = min(side // TILE_STEP * TILE_STEP, LARGEST_TILE)
-    if side < LEAST_TILE or left < later:
-        needed = held + max(bytes_per_pixel * LEAST_TILE**2, later)
-        raise UserError(
-            f"a picture of {size[1]} x {size[0]} pixels takes {needed / 1e9:.1f} GB with this "
-            f"model, even in tiles; allow more than {max_memory / 1e9:.1f} GB (--max-memory)"
-        )
-    return side
-
-
-@functools.lru_cache(maxsize=1)  # a video's frames ask again and again
-def tile_bytes(predictor: Predictor, side: int) -> int:
-    """What the tensors of the model take at most, for a tile of this side."""
-    model = predictor.model
-    network = nn.Sequential(model.backbone, model.sem_seg_head)
-    channels = len(model.pixel_mean)
-    return analyze(network, (1, channels, side, side)).peak_bytes
-
-
-def resident_bytes() -> int:
-    """The process's memory now (where the system does not tell, the most so far)."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )

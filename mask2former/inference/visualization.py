@@ -90,8 +90,9 @@ def draw_prediction(
     if prediction.instances is not None and task in (None, "instance"):
         found = prediction.instances
         drawn = Instances(size)
-        masks = [fit_labels(mask.astype(np.uint8), size) for mask in found.masks]
-        drawn.pred_masks = np.stack(masks) if masks else np.zeros((0, *size), np.uint8)
+        drawn.pred_masks = np.empty((len(found), *size), np.uint8)
+        for mask, drawn_mask in zip(found.masks, drawn.pred_masks):
+            drawn_mask[:] = fit_labels(mask, size)
         drawn.scores = torch.from_numpy(found.scores)
         drawn.pred_classes = torch.from_numpy(found.classes)
         return visualizer.draw_instance_predictions(drawn).get_image()
@@ -142,13 +143,18 @@ def legend(
 def displayable(image: np.ndarray, image_format: str) -> np.ndarray:
     """A picture as :func:`read_picture` gives it, as (h, w, 3) uint8 RGB.
 
-    Of a ``raw`` one, the first three channels (or the first) between their 1 % and 99 % quantiles.
+    Of a ``raw`` one, the first three channels (or the first) between their 1 % and 99 % quantiles;
+    of huge pictures, those of some of their pixels.
     """
     if image_format != RAW:
         return image if image_format == "RGB" else image[:, :, ::-1]
     shown = image[:, :, :3] if image.shape[2] >= 3 else image[:, :, [0, 0, 0]]
-    low, high = np.quantile(shown, (0.01, 0.99), axis=(0, 1))
-    return ((shown - low) / np.maximum(high - low, 1e-9) * 255).clip(0, 255).astype(np.uint8)
+    step = -(-max(shown.shape[:2]) // MOST_SIDE)
+    low, high = np.quantile(shown[::step, ::step], (0.01, 0.99), axis=(0, 1)).astype(np.float32)
+    result = np.empty(shown.shape, np.uint8)
+    for row, values in zip(result, shown):  # the whole picture would be in memory several times
+        row[:] = ((values - low) / np.maximum(high - low, 1e-9) * 255).clip(0, 255)
+    return result
 
 
 def draw_panoptic(
@@ -162,13 +168,20 @@ def draw_panoptic(
 
 def fit(image: np.ndarray) -> np.ndarray:
     """Resize a picture whose sides are not between ``LEAST_SIDE`` and ``MOST_SIDE``."""
-    scale = max(1.0, LEAST_SIDE / min(image.shape[:2]))
-    scale = min(scale, MOST_SIDE / max(image.shape[:2]))
-    if scale == 1:
-        return np.ascontiguousarray(image)
-    size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-    method = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
-    return cv2.resize(np.ascontiguousarray(image), size, interpolation=method)
+    image = np.ascontiguousarray(image)
+    size = fit_size(image.shape[:2])
+    if size == image.shape[:2]:
+        return image
+    method = cv2.INTER_CUBIC if size > image.shape[:2] else cv2.INTER_AREA
+    return cv2.resize(image, size[::-1], interpolation=method)
+
+
+def fit_size(size: tuple[int, int]) -> tuple[int, int]:
+    """What :func:`fit` makes of (height, width)."""
+    scale = max(1.0, LEAST_SIDE / min(size))
+    scale = min(scale, MOST_SIDE / max(size))
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
 
 
 def fit_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -89,7 +89,7 @@ EXPECTED = {
     "missing file": r"ERROR missing file \(1\)\n  \S+/1.jpg \(image id 1\): this picture does not "
     r"exist; add it, correct the folder .*, or remove the entry",
     "truncated JPEG": r"ERROR unreadable file \(1\)\n  \S+/2.jpg \(image id 2\): cannot be read as "
-    r"a picture \(.*truncated.*\); replace the file or remove its entry",
+    r"a picture \(.*truncated.*\); replace the file or leave it out",
     "swapped size": r"ERROR picture of another size \(1\)\n  \S+/3.jpg \(image id 3\): the picture "
     r"is 60 x 40 pixels, its annotations say 40 x 60; width and height are swapped: correct them",
     "duplicate id": r"ERROR duplicate annotation id \(1\)\n  \S+instances.json \(annotation id 12\)"

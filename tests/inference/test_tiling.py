@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mask2former.errors import UserError
 from mask2former.inference import Options, Panoptic, Prediction, Semantic, tiling
-from mask2former.inference.tiling import largest_tile, segment_in_tiles, tiles_of
+from mask2former.inference.tiling import segment_in_tiles, tiles_of
 
 NAMES = ("nut", "bean", "table", "plate")  # things, then stuff
 
@@ -188,27 +187,3 @@ def test_one_channel_at_another_scale(monkeypatch, predictor):
     monkeypatch.setattr(predictor, "segment", lambda *_: None)
     tiling._segment(predictor, np.zeros((50, 70, 1), np.float32), 0.5, Options())
     assert sizes == [(25, 35, 1)]
-
-
-def test_memory_limits_the_tile(predictor, monkeypatch):
-    held, size = 10**9, (6000, 8000)
-    monkeypatch.setattr(tiling, "resident_bytes", lambda: held)
-    monkeypatch.setattr(tiling, "keep_freed_memory", lambda *_, **__: None)  # of the tests
-    per_pixel = tiling.MEMORY_FACTOR * tiling.tile_bytes(predictor, 512) / 512**2
-    maps = 4 * size[0] * size[1]
-    monkeypatch.setattr(tiling, "DRAWING_BYTES", 0)
-    monkeypatch.setattr(tiling, "WRITING_BYTES_PER_PIXEL", 0)
-    side = largest_tile(predictor, size, held + maps + int(per_pixel * 700**2))
-    assert side == 640  # the multiple of 64 below 700
-    with pytest.raises(UserError, match=r"8000 x 6000 pixels takes 1\.2 GB.*--max-memory"):
-        largest_tile(predictor, size, held + maps)
-    monkeypatch.setattr(tiling, "DRAWING_BYTES", 10**9)
-    with pytest.raises(UserError, match=r"8000 x 6000 pixels takes 2\.2 GB.*--max-memory"):
-        largest_tile(predictor, size, held + maps + int(per_pixel * 700**2))
-    assert largest_tile(predictor, size, 10**12) == tiling.LARGEST_TILE
-
-
-def test_resident_memory_grows_with_what_is_allocated():
-    before = tiling.resident_bytes()
-    block = np.ones(50_000_000)
-    assert tiling.resident_bytes() - before > 0.9 * block.nbytes

@@ -149,8 +149,23 @@ def test_cutouts(prediction, tmp_path):
     cut = np.asarray(Image.open(tmp_path / "002_sky.png"))
     np.testing.assert_array_equal(cut[..., :3], image[:, 30:])
     assert (cut[..., 3] == 255).all()
-    with pytest.raises(ValueError, match="no segments"):
-        save_cutouts(image, Prediction(40, 60, semantic=prediction.semantic), tmp_path)
+    for folder, kept in (("of instances", "instances"), ("of classes", "semantic")):
+        one_kind = Prediction(40, 60, **{kept: getattr(prediction, kept)})
+        save_cutouts(image, one_kind, tmp_path / folder)
+        first, second = sorted((tmp_path / folder).iterdir())
+        expected = {"instances": "001_person.png", "semantic": "002_car.png"}  # labels 1 and 2
+        assert first.name == expected[kept]
+        np.testing.assert_array_equal(np.asarray(Image.open(first))[..., :3], image[:, :30])
+        np.testing.assert_array_equal(np.asarray(Image.open(second))[..., :3], image[:, 30:])
+
+
+def test_huge_raw_pictures_are_shown_between_the_quantiles_of_some_pixels():
+    raw = np.zeros((3000, 20, 2), np.float32)
+    raw[:, :, 0] = np.linspace(-500, 1500, 3000)[:, None]
+    shown = displayable(raw, "raw")
+    assert shown.shape == (3000, 20, 3) and shown.dtype == np.uint8
+    expected = np.clip((raw[:, :, 0] + 480) / 1960 * 255, 0, 255)
+    assert abs(shown[:, :, 1] - expected).max() < 2
 
 
 def test_results_carry_the_category_ids_of_the_data_set(prediction, metadata, tmp_path):

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 import demo
 
 from mask2former.inference import Instances, Options, Panoptic, Prediction, Semantic, sources
+from mask2former.inference.budget import Budget
 from mask2former.inference.picture import as_array
 
 NAMES = ("nut", "table")
@@ -62,6 +63,7 @@ class LeftHalf:
 def run(monkeypatch, capsys, tmp_path):
     """Run the tool with a predictor that needs no model; its status and what it printed."""
     monkeypatch.setattr(demo, "Predictor", LeftHalf)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000_000)  # the tool may lift it
 
     def run(*arguments):
         capsys.readouterr()
@@ -117,6 +119,42 @@ def test_a_video_that_cannot_be_opened_is_named(run, film, tmp_path):
     assert f"left out: {broken} gives no frame" in stderr
 
 
+def test_a_video_that_ends_too_early_is_named(run, film, tmp_path):
+    cut = tmp_path / "cut.avi"
+    whole = film.read_bytes()
+    cut.write_bytes(whole[: whole.index(b"idx1") - 600])  # without the index and two frames
+    status, _, stderr = run("--input", cut)
+    assert status == 1 and re.search(r"left out: .*cut\.avi ends after [123] of 5 frames", stderr)
+    assert (tmp_path / "out" / "cut.mp4").is_file()
+
+
+def test_huge_pictures_are_for_tiles(run, tmp_path):
+    Image.new("L", (2001, 1000)).save(tmp_path / "huge.png")
+    status, _, stderr = run("--input", tmp_path / "huge.png")
+    assert status == 1 and "more pixels than Pillow decodes" in stderr and "--tile" in stderr
+    assert run("--input", tmp_path / "huge.png", "--tile", 4000)[0] == 0
+    status, _, stderr = run("--input", tmp_path / "huge.png", "--max-memory", "1MB")
+    assert status == 1 and re.search(r"huge\.png takes .* GB to be read", stderr)
+
+
+def test_colours_of_the_drawing(run, tmp_path):
+    """Of the palette that was asked for, over the picture with its channels in order."""
+    Image.new("RGB", (200, 100), "red").save(tmp_path / "a.png")
+    drawings = []
+    for format_, extra in (("RGB", ()), ("BGR", ()), ("RGB", ("--color-blind",))):
+        LeftHalf.image_format = format_
+        try:
+            assert run("--input", tmp_path / "a.png", "--task", "semantic", *extra)[0] == 0
+        finally:
+            LeftHalf.image_format = "RGB"
+        drawings.append(np.asarray(Image.open(tmp_path / "out/a.png")).astype(int))
+    plain, swapped, safe = drawings
+    np.testing.assert_array_equal(plain, swapped)
+    # Half of it is the picture's red; the rest of the nut's half Okabe and Ito's orange.
+    assert abs(np.median(safe[:, : safe.shape[1] // 2], axis=(0, 1)) - (230, 159, 0)).max() < 150
+    assert abs(plain - safe).max() > 50
+
+
 def test_no_camera(run):
     status, _, stderr = run("--webcam", 987)
     assert status == 1 and "camera 987 gives no frame" in stderr
@@ -143,6 +181,8 @@ def test_names_are_unique():
     # Frames of a video are numbered: a picture is not called like one.
     names = sources.unique_names([Path("film_000001.png"), Path("b_000001.png"), Path("film.mp4")])
     assert names == ["film_000001_2", "b_000001", "film"]
+    many = [Path(str(i)) / "a.png" for i in range(20_000)]  # a data set's folders
+    assert len(set(sources.unique_names(many))) == 20_000
 
 
 def test_inputs_are_not_overwritten(monkeypatch, tmp_path, run):
@@ -202,8 +242,12 @@ def test_tiles_are_as_large_as_the_memory_allows(run, tmp_path, monkeypatch):
         seen.append((tile, others["scale"], others["overview"], others["most_pixels"]))
         return predictor.run(image, options)
 
+    def budget_for(predictor, size, memory, options, *, scale):
+        return Budget(int(memory / scale), memory**2, "instance" not in options.tasks)
+
     monkeypatch.setattr(demo, "segment_in_tiles", in_tiles)
-    monkeypatch.setattr(demo, "largest_tile", lambda predictor, size, memory, maps: memory // maps)
+    monkeypatch.setattr(demo, "budget_for", budget_for)
+    monkeypatch.setattr(demo, "check_decodable", lambda path, memory: None)
     picture = ("--input", tmp_path / "a.png", "--task", "panoptic")
     run(*picture)
     run(*picture, "--tile", 128)
@@ -213,6 +257,8 @@ def test_tiles_are_as_large_as_the_memory_allows(run, tmp_path, monkeypatch):
     expected = [(128, 1.0, True, None), (100, 1.0, False, 100**2), (200, 0.5, True, 100**2)]
     assert seen == expected
     assert LeftHalf.most_pixels == 300**2
+    run(*picture[:2], "--max-memory", "0.3kB", "--task", "instance")  # its masks do not
+    assert seen.pop() == (300, 1.0, True, 300**2)
     with pytest.raises(SystemExit):
         run(*picture, "--scale", 0.5)  # of what?
 

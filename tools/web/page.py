@@ -237,6 +237,7 @@ def option_inputs(options: Options, score: float) -> list[gr.components.Componen
             step=0.01,
             label="Least score",
             info="How sure the model must be of a segment: higher shows fewer.",
+            interactive=options.tasks[0] != "semantic",
         ),
         gr.Slider(
             0,
@@ -245,7 +246,7 @@ def option_inputs(options: Options, score: float) -> list[gr.components.Componen
             step=0.01,
             label="Least visible part",
             info="A segment is dropped if surer ones cover more of it than this leaves.",
-            interactive="panoptic" in options.tasks,
+            interactive=options.tasks[0] == "panoptic",
         ),
     ]
     with gr.Accordion("More", open=False):

@@ -15,7 +15,6 @@ from detectron2.data.catalog import Metadata
 from PIL import Image
 from scipy import ndimage
 
-from mask2former.data.picture import RAW
 from mask2former.errors import DatasetError, UserError
 from mask2former.inference import (
     Options,
@@ -74,11 +73,8 @@ class Result:
     seconds: float
 
 
-def check(path: Path, limits: Limits, *, many_bits: bool = False) -> None:
-    """Refuse what is no picture, or too large a one, by its header alone.
-
-    Args:
-        many_bits: take pictures of more than 8 bits, too.
+def check(path: Path, limits: Limits) -> None:
+    """Refuse what is no picture, too large a one, or one of more than 8 bits, by its header alone.
 
     Raises:
         PictureError: the message names the limit or the remedy.
@@ -100,7 +96,7 @@ def check(path: Path, limits: Limits, *, many_bits: bool = False) -> None:
         ) from error
     if width * height > limits.pixels:
         raise PictureError(f"{path.name} has {width:,} x {height:,} pixels, {too_many}")
-    if mode.startswith(("I", "F")) and not many_bits:
+    if mode.startswith(("I", "F")):
         raise PictureError(f"{path.name} has more than 8 bits for a colour; save it with 8 bits")
 
 
@@ -122,7 +118,7 @@ class Segmenter:
             PictureError: the file is refused.
         """
         start = time.perf_counter()
-        check(path, self.limits, many_bits=self.predictor.image_format == RAW)
+        check(path, self.limits)
         try:
             image = self.predictor.read(path)
         except DatasetError as error:
