@@ -88,7 +88,10 @@ def choose_model(args: argparse.Namespace) -> tuple[str, str | None, Sequence[Pa
 
 def find_samples(inputs: Sequence[str]) -> list[Path]:
     """The pictures that a browser can show."""
-    return [p for p in find_files(inputs) if p.suffix.lower() in PICTURES - {".npy"}]
+    samples = [p for p in find_files(inputs) if p.suffix.lower() in PICTURES - {".npy"}]
+    if inputs and not samples:
+        raise UserError(f"--samples {' '.join(inputs)} names no picture that a browser can show")
+    return samples
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -225,7 +225,28 @@ def test_example_without_torch(tiny_cfg, stubbed, task, tmp_path):
     for segment in segments:
         assert segment["category"] == f"class {segment['category_id']}"
         assert segment["area"] == (ids == segment["id"]).sum()
+    if task == "instance":
+        rows, columns = np.nonzero(ids == segment["id"])  # the surest, wholly in sight
+        there = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(segment["box"], there, atol=1)
     assert Image.open(tmp_path / "out" / "picture.png").size == (70, 50)
+
+
+@needs_onnx
+def test_pictures_of_the_example(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import onnx_example
+
+    line = Image.new("RGB", (4000, 1))
+    metadata = {"shortest_side": "800", "longest_side": "1333", "input_format": "RGB"}
+    assert onnx_example.preprocess(line, metadata).shape == (1, 3, 1, 1333)
+    Image.fromarray(np.full((4, 5), 3000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(SystemExit, match=r"deep\.png has more than 8 bits"):
+        onnx_example.read(tmp_path / "deep.png")
+    line.save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(SystemExit, match=r"bomb\.png cannot be read as a picture"):
+        onnx_example.read(tmp_path / "bomb.png")
 
 
 @needs_onnx

@@ -42,14 +42,22 @@ class Halves:
     model = SimpleNamespace(object_mask_threshold=0.5)
 
     def __init__(self):
-        self.calls = []
+        self.calls, self.options_seen = [], []
 
     def read(self, picture):
         return as_array(picture, "RGB")
 
-    def run(self, image, options):
-        self.calls.append((image, options))
-        height, width = image.shape[:2]
+    def resized(self, image):
+        return image
+
+    def predict(self, image):
+        self.calls.append(image)
+        return "queries"
+
+    def segment(self, prediction, size, options):
+        assert prediction == "queries"
+        self.options_seen.append(options)
+        height, width = size
         right = np.arange(width)[None].repeat(height, axis=0) >= width // 2
         scores = np.array([0.9, 0.6], np.float32)
         kept = scores >= options.score_threshold

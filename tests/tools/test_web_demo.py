@@ -4,6 +4,7 @@ import argparse
 import base64
 import io
 import json
+import os
 import re
 import runpy
 import shutil
@@ -18,7 +19,7 @@ import pytest
 from halves import LIMITS, NAMES, Halves, save_picture, web_demo
 from PIL import Image
 from web.page import request_handler
-from web.segmenting import PictureError, Segmenter, check, table, write_zip
+from web.segmenting import MOST_SEEN, PictureError, Segmenter, check, table, write_zip
 from web.viewer import html_of
 
 from mask2former.errors import UserError
@@ -115,7 +116,7 @@ def test_no_picture_chosen(predictor):
 
 
 def test_what_breaks_is_not_shown(predictor, picture, capsys):
-    predictor.run = lambda *_: 1 / 0
+    predictor.predict = lambda *_: 1 / 0
     html = handle(predictor, picture)
     assert "log says more" in html and "ZeroDivision" not in html
     assert "ZeroDivisionError" in capsys.readouterr().err
@@ -124,24 +125,42 @@ def test_what_breaks_is_not_shown(predictor, picture, capsys):
 # What is taken
 
 
+def test_the_model_sees_a_picture_once(predictor, picture, tmp_path):
+    segmenter = Segmenter(predictor, LIMITS)
+    first, again = (
+        segmenter(picture, Options(tasks=("panoptic",), score_threshold=score))
+        for score in (0.5, 0.7)
+    )
+    assert len(predictor.calls) == 1
+    assert (len(first.rows), len(again.rows)) == (2, 1)
+    Image.new("RGB", (600, 500)).save(picture)  # another one, in its place
+    os.utime(picture, (1, 1))
+    segmenter(picture, Options(tasks=("panoptic",), score_threshold=0.5))
+    assert len(predictor.calls) == 2 and not predictor.calls[1].any()
+    for number in range(9):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{number}.png")
+        segmenter(tmp_path / f"{number}.png", Options(tasks=("panoptic",), score_threshold=0.5))
+    assert len(segmenter.seen) == MOST_SEEN
+
+
 def test_animation(predictor, tmp_path):
     frames = [Image.new("RGB", (30, 20), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert "2 segments" in handle(predictor, tmp_path / "a.gif")
-    assert (predictor.calls[0][0] == (255, 0, 0)).all()
+    assert (predictor.calls[0] == (255, 0, 0)).all()
 
 
 def test_cmyk(predictor, tmp_path):
     Image.new("CMYK", (30, 20), (0, 255, 255, 0)).save(tmp_path / "print.jpg")
     assert "2 segments" in handle(predictor, tmp_path / "print.jpg")
-    image = predictor.calls[0][0]
+    image = predictor.calls[0]
     assert image.shape == (20, 30, 3) and image[0, 0, 0] > 200 and image[0, 0, 1:].max() < 80
 
 
 def test_transparency(predictor, tmp_path):
     Image.new("RGBA", (30, 20), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     assert "2 segments" in handle(predictor, tmp_path / "clear.png")
-    assert (predictor.calls[0][0] == (255, 0, 0)).all()
+    assert (predictor.calls[0] == (255, 0, 0)).all()
 
 
 def test_rotation(predictor, tmp_path):
@@ -161,7 +180,7 @@ def test_a_line(predictor, tmp_path):
 
 def test_options_reach_the_predictor(predictor, picture):
     handle(predictor, picture, task="instance", score=0.25, area=7, clean_up=9)
-    assert predictor.calls[0][1] == Options(
+    assert predictor.options_seen[0] == Options(
         tasks=("instance",),
         score_threshold=0.25,
         overlap_threshold=0.7,
@@ -173,7 +192,7 @@ def test_options_reach_the_predictor(predictor, picture):
 @pytest.mark.parametrize("task", TASKS)
 def test_table(predictor, task):
     options = Options(tasks=(task,), score_threshold=0.0)
-    prediction = predictor.run(np.zeros((50, 61, 3), np.uint8), options)
+    prediction = predictor.segment("queries", (50, 61), options)
     rows, labels = table(prediction, (100, 122))
     assert [row.name for row in rows] == (["car", NAMES[0]] if task != "instance" else list(NAMES))
     car = next(row for row in rows if row.name == "car")

@@ -49,7 +49,7 @@ def test_request(server, predictor, picture):
     path = web_requests.upload(server, picture)
     html, button = web_requests.segment(server, path, task="instance", score=0.7)
     assert "1 segment in 600 × 500 pixels" in html and "0.90" in html
-    assert predictor.calls[0][1].score_threshold == 0.7
+    assert predictor.options_seen[0].score_threshold == 0.7
     archive = server.get(button["value"]["url"])
     assert archive.status_code == 200 and archive.content[:2] == b"PK"
     html, button = web_requests.segment(server, web_requests.upload(server, Path(__file__)))
@@ -78,8 +78,8 @@ def test_upload_limit(server, tmp_path):
 
 
 def test_a_full_queue_says_so(server, predictor, picture):
-    run = predictor.run
-    predictor.run = lambda *given: time.sleep(0.2) or run(*given)
+    segment = predictor.segment
+    predictor.segment = lambda *given: time.sleep(0.2) or segment(*given)
     seconds, failures = web_requests.load(str(server.base_url), picture, 20)
     assert len(seconds) + len(failures) == 20 and len(seconds) >= 8
     assert failures and all("503" in failure for failure in failures)

@@ -27,8 +27,12 @@ from mask2former.inference import (
 from mask2former.inference.prediction import Box
 from mask2former.inference.results import ResultWriter
 from mask2former.inference.visualization import fit_labels
+from mask2former.modeling.meta_arch import QueryPrediction
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # those that Pillow decodes by itself
+
+
+MOST_SEEN = 4  # files; of each the masks are kept, some 20 MB
 
 
 class PictureError(UserError):
@@ -106,6 +110,8 @@ class Segmenter:
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
         self.predictor = predictor
         self.limits = limits
+        # What the model said of the last files: a slider need not ask it again.
+        self.seen: dict[tuple[Path, int], QueryPrediction] = {}
         self.colors = {
             safe: drawing_metadata(predictor.metadata, predictor.categories, color_blind_safe=safe)
             for safe in (False, True)
@@ -123,12 +129,21 @@ class Segmenter:
             image = self.predictor.read(path)
         except DatasetError as error:
             raise PictureError(_for_the_uploader(error, path)) from error
-        prediction = self.predictor.run(image, options)
+        prediction = self.predictor.segment(self._look_at(image, path), image.shape[:2], options)
         seconds = time.perf_counter() - start
         shown = displayable(image, self.predictor.image_format)
         drawing = draw_prediction(shown, prediction, self.colors[color_blind])
         rows, labels = table(prediction, drawing.shape[:2])
         return Result(path.stem, prediction, drawing, labels, rows, seconds)
+
+    def _look_at(self, image: np.ndarray, path: Path) -> QueryPrediction:
+        """What the model says of a file's picture."""
+        key = path, path.stat().st_mtime_ns
+        if key not in self.seen:
+            while len(self.seen) >= MOST_SEEN:
+                del self.seen[next(iter(self.seen))]
+            self.seen[key] = self.predictor.predict(self.predictor.resized(image))
+        return self.seen[key]
 
 
 def _for_the_uploader(error: DatasetError, path: Path) -> str:
