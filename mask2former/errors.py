@@ -1,5 +1,6 @@
 """Errors that are the user's to mend: tools print one line, no traceback, and exit with 2."""
 
+import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,13 @@ class ConfigError(UserError):
 
 class DatasetError(UserError):
     """A data set, one of its files or one of its records cannot be used."""
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on: the ``type`` of a tool's option."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ from mask2former.checkpoint.verification import (
     compare_with_transformers,
 )
 from mask2former.config import get_maskformer2_cfg, load_config
-from mask2former.errors import UserError, report_user_errors
+from mask2former.errors import UserError, positive, report_user_errors
 
 TOLERANCE = 1e-3  # of the largest value of an output
 # The package that holds the model to compare with.
@@ -70,6 +70,7 @@ def main() -> int:
     if layout == args.to:
         raise UserError(f"{args.source} has the layout {layout} already; name the other with --to")
     verify = should_verify(args, layout)
+    make_output(args)
     if layout == "mask2former":
         differences = convert_to_huggingface(args, source, verify)
     elif args.to == "huggingface":
@@ -96,7 +97,6 @@ def convert_to_huggingface(
     check_fits(cfg, source, str(args.source))
     config, preprocessor = huggingface_config(cfg), huggingface_preprocessor(cfg)
     converted = to_huggingface(source)
-    args.output.mkdir(parents=True, exist_ok=True)
     write_json(config, args.output / "config.json")
     write_json(preprocessor, args.output / "preprocessor_config.json")
     save_weights(converted, args.output / "model.safetensors")
@@ -202,10 +202,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin; name a file")
 
 
+def make_output(args: argparse.Namespace) -> None:
+    """The folder that the output is, or is in."""
+    folder = args.output if args.to == "huggingface" else args.output.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"-o {args.output}: {folder} is no folder to write to: {error}") from error
+
+
 def save_weights(state_dict: Mapping[str, Tensor], path: Path) -> None:
     if path.suffix not in (".pth", ".safetensors"):
         raise UserError(f"-o {path}: weights are written as .pth or .safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in state_dict.items()}
     if path.suffix == ".pth":
         torch.save({"model": weights}, path)
@@ -271,9 +279,14 @@ def parse_arguments() -> argparse.Namespace:
         help="run both models on random pictures (default: if the other one is installed)",
     )
     parser.add_argument(
-        "--size", type=int, nargs=2, default=(257, 381), metavar=("H", "W"), help="of the pictures"
+        "--size",
+        type=positive,
+        nargs=2,
+        default=(257, 381),
+        metavar=("H", "W"),
+        help="of the pictures",
     )
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="number of pictures")
+    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="number of pictures")
     return parser.parse_args()
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mask2former.errors import UserError, report_user_errors
+from mask2former.errors import UserError, positive, report_user_errors
 from mask2former.inference import (
     TASKS,
     Options,
@@ -156,13 +156,6 @@ def parse_arguments() -> argparse.Namespace:
     if args.tile is None and args.max_memory is None and (args.scale != 1 or args.no_overview):
         parser.error("--scale and --no-overview are for tiles: give --tile or --max-memory, too")
     return args
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value
 
 
 def check_output(output: Path, paths: Sequence[Path], names: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from tabulate import tabulate
 
 from mask2former.checkpoint import load_weights
 from mask2former.config import adapt_to_machine, load_config
-from mask2former.errors import ConfigError, UserError, report_user_errors
+from mask2former.errors import ConfigError, UserError, positive, report_user_errors
 from mask2former.inference import export, export_verification
 from mask2former.modeling import MaskFormer
 from mask2former.modeling.fusion import prepare_for_inference
@@ -146,7 +146,7 @@ def parse_arguments() -> argparse.Namespace:
         help="pt2: keep the compiled deformable attention; to load, import mask2former_ops first",
     )
     parser.add_argument("--no-verify", dest="verify", action="store_false")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 3], metavar="N")
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 3], metavar="N")
     parser.add_argument(
         "--sizes",
         type=size,

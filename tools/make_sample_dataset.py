@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from mask2former.data.sample import generate_sample_dataset
-from mask2former.errors import report_user_errors
+from mask2former.errors import positive, report_user_errors
 
 
 def main() -> None:
@@ -16,9 +16,9 @@ def main() -> None:
     parser.add_argument(
         "root", nargs="?", type=Path, default=Path("output/sample"), metavar="FOLDER"
     )
-    parser.add_argument("--train", type=int, default=400, help="number of training pictures")
-    parser.add_argument("--val", type=int, default=80, help="number of validation pictures")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other pictures")
+    parser.add_argument("--train", type=positive, default=400, help="number of training pictures")
+    parser.add_argument("--val", type=positive, default=80, help="number of validation pictures")
+    parser.add_argument("--seed", type=positive, default=0, help="another seed, other pictures")
     args = parser.parse_args()
     for name in ("train", "val", "seed"):
         if getattr(args, name) < 0:

@@ -21,7 +21,7 @@ from tabulate import tabulate
 from mask2former.data.panoptic_png import rgb2id
 from mask2former.data.picture import read_label_map, read_picture
 from mask2former.data.sample import generate_sample_dataset
-from mask2former.errors import report_user_errors
+from mask2former.errors import positive, report_user_errors
 from mask2former.evaluation.report import save_json
 from mask2former.inference import (
     Predictor,
@@ -85,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config-file", default=str(ROOT / "configs" / "quickstart.yaml"))
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "quickstart")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    parser.add_argument("--pictures", type=int, default=8, help="how many to draw")
+    parser.add_argument("--pictures", type=positive, default=8, help="how many to draw")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
     return parser.parse_args()
 

@@ -275,6 +275,20 @@ def test_the_tool_converts_there_and_back(cfg, tmp_path, tool):
 
 
 @pytest.mark.parametrize("cfg", ["swin"], indirect=True)
+def test_the_tool_refuses_what_it_cannot_write_or_run(cfg, tmp_path, tool, capsys):
+    weights, config = tmp_path / "model.pth", tmp_path / "model.yaml"
+    torch.save({"model": build_model(cfg).state_dict()}, weights)
+    config.write_text(cfg.dump())
+    arguments = [weights, "--to", "huggingface", "--config-file", config]
+    for output in (weights, weights / "inside"):
+        with pytest.raises(UserError, match=r"model\.pth.* is no folder to write to"):
+            tool(*arguments, "-o", output)
+    with pytest.raises(SystemExit):
+        tool(*arguments, "-o", tmp_path / "hf", "--batch", 0)
+    assert "--batch: 0 is below 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cfg", ["swin"], indirect=True)
 def test_the_tool_notices_a_difference(cfg, tmp_path, tool):
     model = randomize(build_model(cfg))
     save_for_transformers(model, cfg, tmp_path)

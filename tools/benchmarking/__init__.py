@@ -10,12 +10,14 @@ from pathlib import Path
 
 import torch
 
+from mask2former.errors import positive
+
 
 def add_common_arguments(parser: argparse.ArgumentParser, *, repeats: int | None) -> None:
     """``repeats``: the default of that option, None for none."""
     if repeats is not None:
-        parser.add_argument("--repeats", type=int, default=repeats)
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+        parser.add_argument("--repeats", type=positive, default=repeats)
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's)")
 
 
 def measure(run: Callable[[], object], repeats: int, device: str = "cpu") -> float:

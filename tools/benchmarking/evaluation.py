@@ -25,6 +25,7 @@ from tabulate import tabulate
 from tqdm import trange
 
 from mask2former.data.panoptic_png import id2rgb
+from mask2former.errors import positive
 from mask2former.evaluation.instance import average_precision
 from mask2former.evaluation.panoptic import panoptic_quality
 
@@ -35,9 +36,9 @@ SIDES = ("truth", "prediction")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pictures", type=int, default=500)
-    parser.add_argument("--size", type=int, nargs=2, default=(480, 640), metavar=("H", "W"))
-    parser.add_argument("--objects", type=int, default=20, help="in a picture")
+    parser.add_argument("--pictures", type=positive, default=500)
+    parser.add_argument("--size", type=positive, nargs=2, default=(480, 640), metavar=("H", "W"))
+    parser.add_argument("--objects", type=positive, default=20, help="in a picture")
     add_common_arguments(parser, repeats=None)
 
 

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former import load_config
 from mask2former.config import adapt_to_machine
+from mask2former.errors import positive
 from mask2former.modeling.fusion import prepare_for_inference
 
 from . import add_common_arguments, describe_machine, measure, peak_memory, synchronize
@@ -30,8 +31,8 @@ SURE_QUERIES = 0.2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", required=True)
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1216), metavar=("H", "W"))
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--size", type=positive, nargs=2, default=(800, 1216), metavar=("H", "W"))
+    parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--no-huggingface", action="store_true", help="leave out the comparison")
     add_common_arguments(parser, repeats=5)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")

@@ -22,7 +22,7 @@ from mask2former import load_config
 from mask2former.data import MAPPERS
 from mask2former.data.augmentation import build_large_scale_jitter
 from mask2former.data.panoptic_png import rgb2id
-from mask2former.errors import UserError
+from mask2former.errors import UserError, positive
 
 from . import add_common_arguments, describe_machine, measure
 
@@ -32,7 +32,7 @@ Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", required=True)
     parser.add_argument("--dataset", help="default: the first of DATASETS.TRAIN")
-    parser.add_argument("--pictures", type=int, default=20)
+    parser.add_argument("--pictures", type=positive, default=20)
     add_common_arguments(parser, repeats=5)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
 

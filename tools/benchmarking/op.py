@@ -11,7 +11,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from mask2former.errors import UserError
+from mask2former.errors import UserError, positive
 from mask2former_ops import (
     backend,
     ms_deform_attn,
@@ -26,8 +26,8 @@ HEADS, CHANNELS, POINTS = 8, 32, 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1216), metavar=("H", "W"))
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--size", type=positive, nargs=2, default=(800, 1216), metavar=("H", "W"))
+    parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument(
         "--dtype", choices=("float32", "float64", "bfloat16", "float16"), default="float32"
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mask2former.analysis import PeakMemory
+from mask2former.errors import positive
 from mask2former.modeling.postprocessing import (
     instance_inference,
     panoptic_inference,
@@ -29,10 +30,10 @@ THRESHOLD = 0.8  # of scores and of overlaps, as in the published COCO configs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1216), metavar=("H", "W"))
-    parser.add_argument("--queries", type=int, default=100)
-    parser.add_argument("--classes", type=int, default=133)
-    parser.add_argument("--things", type=int, default=80)
+    parser.add_argument("--size", type=positive, nargs=2, default=(800, 1216), metavar=("H", "W"))
+    parser.add_argument("--queries", type=positive, default=100)
+    parser.add_argument("--classes", type=positive, default=133)
+    parser.add_argument("--things", type=positive, default=80)
     parser.add_argument("--device", default="cpu")
     add_common_arguments(parser, repeats=5)
 

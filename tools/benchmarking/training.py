@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mask2former import load_config
 from mask2former.config import adapt_to_machine
+from mask2former.errors import positive
 from mask2former.solver import build_optimizer
 
 from . import add_common_arguments, describe_machine, peak_memory, synchronize
@@ -26,9 +27,9 @@ from .huggingface import transformers_model
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", required=True)
-    parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"))
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--objects", type=int, default=20, help="in a picture")
+    parser.add_argument("--size", type=positive, nargs=2, default=(512, 512), metavar=("H", "W"))
+    parser.add_argument("--batch", type=positive, default=1)
+    parser.add_argument("--objects", type=positive, default=20, help="in a picture")
     parser.add_argument("--no-huggingface", action="store_true", help="leave out the comparison")
     add_common_arguments(parser, repeats=3)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
