@@ -72,29 +72,11 @@ def panoptic_inference(
     scores, labels = class_logits.softmax(-1).max(-1)
     keep = (labels != num_classes) & (scores > object_mask_threshold)
     scores, labels = scores[keep], labels[keep]
-    masks = resize(mask_logits[keep])
-    n = masks.count
-    # The query that a pixel belongs to, or n where even that one's mask is below 1/2.
-    owner = torch.full(masks.size, n, dtype=torch.int32, device=masks.device)
-    if not n:
-        return owner, []
-
-    counts = torch.zeros(3, n, dtype=torch.int64, device=masks.device)
-    for rows, logits in masks.bands():
-        probabilities = logits.sigmoid()
-        best = (scores[:, None, None] * probabilities).max(0).indices
-        inside = probabilities.gather(0, best[None])[0] >= 0.5
-        owner[rows] = torch.where(inside, best, n)
-        won = torch.bincount(best.flatten(), minlength=n)
-        full = area(probabilities >= 0.5)
-        visible = torch.bincount(owner[rows].flatten(), minlength=n + 1)[:n]
-        counts += torch.stack([won, full, visible])
-    # One copy to the host for all segments.
-    won, full, visible = counts.tolist()
+    owner, won, full, visible = _owners(scores, resize(mask_logits[keep]))
 
     segments: list[dict[str, Any]] = []
     stuff: dict[int, dict[str, Any]] = {}
-    segment_of_query = [0] * (n + 1)
+    segment_of_query = [0] * (len(labels) + 1)
     for query, label in enumerate(labels.tolist()):
         if not visible[query] or won[query] / full[query] < overlap_threshold:
             continue
@@ -113,11 +95,40 @@ def panoptic_inference(
                 stuff[label] = segment
         segment["area"] += visible[query]
         segment_of_query[query] = segment["id"]
-    _add_scores(segments, segment_of_query[:n], scores.tolist())
+    _add_scores(segments, segment_of_query[:-1], scores.tolist())
     ids = torch.tensor(segment_of_query, dtype=torch.int32, device=owner.device)
     for rows in owner.split(1024):  # a huge map would be in memory three times
         rows.copy_(ids[rows])
     return owner, segments
+
+
+def _owners(scores: Tensor, masks: RowMaps) -> tuple[Tensor, list[int], list[int], list[int]]:
+    """Which of n queries each pixel belongs to.
+
+    Args:
+        scores: (n,) class probabilities.
+        masks: n maps of logits.
+
+    Returns:
+        (H, W) int32 indices of queries, n where even the best one's mask is below 1/2; and for each
+        query the pixels that it has the largest product of score and mask probability in, the
+        pixels of its mask, and those in both.
+    """
+    n = masks.count
+    owner = torch.full(masks.size, n, dtype=torch.int32, device=masks.device)
+    if not n:
+        return owner, [], [], []
+    counts = torch.zeros(3, n, dtype=torch.int64, device=masks.device)
+    for rows, logits in masks.bands():
+        probabilities = logits.sigmoid()
+        best = (scores[:, None, None] * probabilities).max(0).indices
+        inside = probabilities.gather(0, best[None])[0] >= 0.5
+        owner[rows] = torch.where(inside, best, n)
+        won = torch.bincount(best.flatten(), minlength=n)
+        full = area(probabilities >= 0.5)
+        visible = torch.bincount(owner[rows].flatten(), minlength=n + 1)[:n]
+        counts += torch.stack([won, full, visible])
+    return owner, *counts.tolist()  # one copy to the host for all segments
 
 
 def _add_scores(
