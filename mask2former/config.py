@@ -182,9 +182,15 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
 
     Raises:
         ConfigError: the file is missing or no YAML, a key is unknown, a value of a wrong type.
+        DatasetError: a data set catalog, or a file that it names, is missing or malformed.
     """
-    from .data.catalog import register_catalog
+    cfg = read_config(config_file, overrides)
+    register_data_sets(cfg)
+    return cfg
 
+
+def read_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -> CfgNode:
+    """:func:`load_config` without the data sets."""
     config_file = os.fspath(config_file)
     if not os.path.isfile(config_file):
         raise ConfigError(f"config file {config_file} does not exist")
@@ -199,9 +205,19 @@ def load_config(config_file: str | os.PathLike, overrides: Sequence[str] = ()) -
         cfg.merge_from_list(list(overrides))
     except (KeyError, ValueError, AssertionError) as error:
         raise ConfigError(f"command line: {_explain(cfg, error)}") from error
+    return cfg
+
+
+def register_data_sets(cfg: CfgNode) -> None:
+    """Register the data sets of the catalogs that ``DATASETS.CATALOG`` names.
+
+    Raises:
+        DatasetError: a catalog, or a file that it names, is missing or malformed.
+    """
+    from .data.catalog import register_catalog
+
     for catalog in filter(None, cfg.DATASETS.CATALOG.split(",")):
         register_catalog(catalog.strip())
-    return cfg
 
 
 def adapt_to_machine(cfg: CfgNode) -> list[str]:

@@ -31,18 +31,19 @@ from .errors import ConfigError
 from .evaluation import build_evaluator, inference_on_dataset
 from .modeling import SemanticSegmentorWithTTA  # importing the package registers the model
 from .modeling.fusion import prepare_for_inference
+from .modeling.meta_arch import thing_ids_of
 from .solver import build_optimizer
 
 logger = logging.getLogger(__name__)
 
 
-class ClassNames(list):
-    """The names of the classes, as a part of a checkpoint: fine-tuning finds its rows by them."""
+class Remark(list):
+    """What a checkpoint says of the classes: for fine-tuning, and for inference without data."""
 
-    def state_dict(self) -> list[str]:
+    def state_dict(self) -> list:
         return list(self)
 
-    def load_state_dict(self, names: list[str]) -> None:
+    def load_state_dict(self, remark: list) -> None:
         """Nothing: the data set decides."""
 
 
@@ -55,7 +56,8 @@ class Trainer(DefaultTrainer):
             if difference := class_difference(cfg.DATASETS.TRAIN[0], name):
                 logger.warning("%s: one is scored as the other", difference)
         if names := class_names(cfg.DATASETS.TRAIN[0]):
-            self.checkpointer.add_checkpointable("class_names", ClassNames(names))
+            self.checkpointer.add_checkpointable("class_names", Remark(names))
+            self.checkpointer.add_checkpointable("thing_ids", Remark(thing_ids_of(cfg)))
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

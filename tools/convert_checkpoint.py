@@ -29,6 +29,7 @@ from torch import Tensor
 
 from mask2former.checkpoint.huggingface import from_huggingface, to_huggingface
 from mask2former.checkpoint.huggingface_config import (
+    class_names_from_huggingface,
     huggingface_config,
     huggingface_preprocessor,
     overrides_from_huggingface,
@@ -109,14 +110,14 @@ def convert_from_huggingface(
     args: argparse.Namespace, source: Mapping[str, Tensor], verify: bool
 ) -> list[Difference]:
     """Write weights, and all the keys of the model unless ``--config-file`` has them."""
-    converted = from_huggingface(source)
+    converted, classes = from_huggingface(source), None
     if args.config_file is not None:
         cfg = load_config(args.config_file)
     elif args.source.is_dir():
-        overrides = overrides_from_huggingface(
-            read_json(args.source / "config.json"),
-            read_json(args.source / "preprocessor_config.json", missing={}),
-        )
+        config = read_json(args.source / "config.json")
+        classes = class_names_from_huggingface(config)
+        preprocessor = read_json(args.source / "preprocessor_config.json", missing={})
+        overrides = overrides_from_huggingface(config, preprocessor)
         if any(name.endswith(".num_batches_tracked") for name in converted):
             overrides += ["MODEL.RESNETS.NORM", "BN"]  # norms that were trained stay trainable
         cfg = get_maskformer2_cfg()
@@ -127,7 +128,7 @@ def convert_from_huggingface(
             "instead of the file, or --config-file X.yaml"
         )
     check_fits(cfg, converted, str(args.source))
-    save_weights(converted, args.output)
+    save_weights(converted, args.output, classes)
     if args.config_file is None:
         write_yaml(overrides, args.output.with_suffix(".yaml"))
     if not verify:
@@ -211,12 +212,15 @@ def make_output(args: argparse.Namespace) -> None:
         raise UserError(f"-o {args.output}: {folder} is no folder to write to: {error}") from error
 
 
-def save_weights(state_dict: Mapping[str, Tensor], path: Path) -> None:
+def save_weights(
+    state_dict: Mapping[str, Tensor], path: Path, class_names: Sequence[str] | None = None
+) -> None:
+    """Write a file of weights; one of torch holds the names of the classes, too."""
     if path.suffix not in (".pth", ".safetensors"):
         raise UserError(f"-o {path}: weights are written as .pth or .safetensors")
     weights = {name: tensor.contiguous() for name, tensor in state_dict.items()}
     if path.suffix == ".pth":
-        torch.save({"model": weights}, path)
+        torch.save({"model": weights} | ({"class_names": class_names} if class_names else {}), path)
     else:
         if importlib.util.find_spec("safetensors") is None:
             raise UserError(f"{path} needs safetensors: pip install safetensors")

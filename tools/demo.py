@@ -34,7 +34,7 @@ from mask2former.inference import (
     draw_prediction,
     drawing_metadata,
 )
-from mask2former.inference.budget import budget_for, check_decodable
+from mask2former.inference.budget import budget_for, check_file
 from mask2former.inference.results import ResultWriter, save_cutouts
 from mask2former.inference.sources import (
     Item,
@@ -72,7 +72,7 @@ def main() -> int:
         with tqdm(total=args.most or total, disable=None, unit="picture") as progress:
             for number, item in enumerate(noting_failures(sources, failures), start=1):
                 with noting(failures, item.file_name):
-                    image = read(args, predictor, item)
+                    image = read(args, predictor, item, options)
                     writer.add(item, image, segment(args, predictor, image, options))
                     done += 1
                 progress.update()
@@ -197,10 +197,12 @@ def options_of(args: argparse.Namespace, predictor: Predictor) -> Options:
         raise UserError(str(error)) from error
 
 
-def read(args: argparse.Namespace, predictor: Predictor, item: Item) -> np.ndarray:
-    """A picture, unless decoding it would take more than --max-memory."""
+def read(
+    args: argparse.Namespace, predictor: Predictor, item: Item, options: Options
+) -> np.ndarray:
+    """A picture, unless --max-memory is too little for it."""
     if args.max_memory is not None and isinstance(item.picture, Path):
-        check_decodable(item.picture, args.max_memory)
+        check_file(predictor, item.picture, args.max_memory, options, scale=args.scale)
     return predictor.read(item.picture)
 
 
@@ -264,9 +266,7 @@ class Writer:
     def __init__(self, args: argparse.Namespace, predictor: Predictor, options: Options) -> None:
         self.args = args
         self.image_format = predictor.image_format
-        self.results = ResultWriter(
-            args.output, predictor.metadata, things_as_instances="instance" in options.tasks
-        )
+        self.results = ResultWriter(args.output, predictor.metadata, options.tasks)
         self.metadata = drawing_metadata(
             predictor.metadata, predictor.categories, color_blind_safe=args.color_blind
         )

@@ -25,7 +25,8 @@ from detectron2.modeling import build_model
 from tabulate import tabulate
 
 from mask2former.checkpoint import load_weights
-from mask2former.config import adapt_to_machine, load_config
+from mask2former.checkpoint.classes import know_classes
+from mask2former.config import adapt_to_machine, read_config
 from mask2former.errors import ConfigError, UserError, positive, report_user_errors
 from mask2former.inference import export, export_verification
 from mask2former.modeling import MaskFormer
@@ -39,7 +40,9 @@ def main() -> int:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     args = parse_arguments()
     check_arguments(args)
-    cfg = load_config(args.config_file, args.opts)
+    cfg = read_config(args.config_file, args.opts)
+    cfg.MODEL.WEIGHTS = args.weights or ""
+    know_classes(cfg)
     adapt_to_machine(cfg)
     if args.format == "onnx":
         cfg.MODEL.DEVICE = "cpu"

@@ -1,5 +1,6 @@
 """The configuration of transformers' Mask2Former <-> the keys of this model's configuration."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -288,6 +289,13 @@ def _require_theirs(config: Mapping[str, Any], required: Mapping[str, Any]) -> N
                 f"config.json has {key}: {config[key]}; this model knows {value} only, so that one "
                 "cannot be converted"
             )
+
+
+def class_names_from_huggingface(config: Mapping[str, Any]) -> list[str] | None:
+    """The names of ``id2label`` in order; None where they are transformers' ``LABEL_0``, ...."""
+    labels = config.get("id2label", {})
+    names = [labels.get(str(i), f"LABEL_{i}") for i in range(len(labels))]
+    return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
 
 
 def _class_names(cfg: CfgNode) -> list[str]:

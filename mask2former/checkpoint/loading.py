@@ -112,6 +112,13 @@ def load_weights(
     }
     model.load_state_dict(fitting, strict=False)
     logger.info("weights of %s\n%s", path, report)
+    if unused := [name for name in report.unexpected if name.startswith(MODULES)]:
+        logger.log(
+            logging.WARNING if complete else logging.INFO,
+            "%s holds %d parameters that this model has no place for (%s): is the config the one "
+            "that it was trained with?",
+            *(path, len(unused), _shorten(unused, 2)),
+        )
     return report
 
 

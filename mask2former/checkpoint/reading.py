@@ -27,11 +27,13 @@ class Checkpoint:
         state_dict: tensors by name.
         author: ``__author__``: "Caffe2" marks Detectron2's oldest names.
         class_names: of the class head, in its order, if the file has them.
+        thing_ids: indices of those that are things, likewise.
     """
 
     state_dict: dict[str, Tensor]
     author: str = ""
     class_names: list[str] | None = None
+    thing_ids: list[int] | None = None
 
 
 class _DType:
@@ -119,8 +121,8 @@ def read_state_dict(path: str) -> Checkpoint:
             return _to_checkpoint(_read(file))
     except (OSError, RuntimeError, ValueError, EOFError, ImportError, AssertionError) as error:
         raise ConfigError(
-            f"{path} cannot be loaded ({_reason(error)}); give the path of a checkpoint, or "
-            "MODEL.WEIGHTS '' to start from random weights"
+            f"{path} cannot be loaded ({_reason(error)}); give the path of a checkpoint (to train "
+            "from random weights: MODEL.WEIGHTS '')"
         ) from error
     except Exception as error:  # damaged bytes raise whatever they happen to
         raise ConfigError(
@@ -176,11 +178,12 @@ def _to_checkpoint(content: Any) -> Checkpoint:
     tensors = {name: _to_tensor(name, value) for name, value in weights.items()}
     if not tensors:
         raise ValueError("it holds no tensor")
-    class_names = content.get("class_names")
+    class_names, thing_ids = content.get("class_names"), content.get("thing_ids")
     return Checkpoint(
         state_dict=tensors,
         author=str(content.get("__author__", "")),
         class_names=list(map(str, class_names)) if class_names else None,
+        thing_ids=None if thing_ids is None else list(map(int, thing_ids)),
     )
 
 

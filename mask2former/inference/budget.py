@@ -69,56 +69,73 @@ def budget_for(
     Raises:
         UserError: it is too little for the least tile.
     """
-    pixels = size[0] * size[1]
-    per_model_pixel = MEMORY_FACTOR * tensor_bytes_per_pixel(predictor)
+    maps, per_tile_pixel, later = _costs(predictor, size, options, scale)
     if predictor.model.device.type == "cuda":
-        held, per_pixel, later = torch.cuda.memory_allocated(predictor.model.device), 0, 0
+        held = torch.cuda.memory_allocated(predictor.model.device)
     else:
         hand_back_memory()
         keep_freed_memory(32 << 20, large_block=8 << 20)  # what is free counts as well
-        maps = 2 if "semantic" in options.tasks else 1
-        held = resident_bytes() + 4 * maps * pixels
-        per_pixel = TILE + CLEANING * bool(options.clean_up)
-        later = max(WRITING * pixels, DRAWING * math.prod(fit_size(size)))
-    left = max_memory - held
-    per_tile_pixel = per_model_pixel * scale**2 + per_pixel
+        held = resident_bytes()
+    left = max_memory - held - maps
     model_side = int(scale * math.sqrt(max(0, left) / per_tile_pixel))
     model_side = min(model_side // TILE_STEP * TILE_STEP, LARGEST_TILE)
     if model_side < LEAST_TILE or left < later:
-        needed = held + max(per_tile_pixel * (LEAST_TILE / scale) ** 2, later)
-        raise UserError(
-            f"a picture of {size[1]} x {size[0]} pixels takes {needed / 1e9:.1f} GB with this "
-            f"model, even in tiles; allow more than {max_memory / 1e9:.1f} GB (--max-memory)"
-        )
+        needed = maps + max(per_tile_pixel * (LEAST_TILE / scale) ** 2, later)
+        raise UserError(_too_little(size, held, needed, max_memory))
     whole = "instance" not in options.tasks or instance_bytes(size, options) <= left
     return Budget(max(1, int(model_side / scale)), model_side**2, whole)
+
+
+def check_file(
+    predictor: Predictor, path: Path, max_memory: int, options: Options, *, scale: float = 1.0
+) -> None:
+    """Refuse a picture file for which ``max_memory`` is too little, by its header.
+
+    Files that Pillow does not know are left to those who read them.
+
+    Raises:
+        UserError: the message tells what it takes.
+    """
+    if predictor.model.device.type == "cuda":
+        return  # max_memory is that of the GPU
+    try:
+        with Image.open(path) as file:
+            size, webp = (file.height, file.width), file.format == "WEBP"
+    except (OSError, SyntaxError, ValueError):
+        return
+    pixels, held = math.prod(size), resident_bytes()
+    maps, per_tile_pixel, later = _costs(predictor, size, options, scale)
+    segmenting = maps + max(per_tile_pixel * (LEAST_TILE / scale) ** 2, later)
+    needed = max(pixels * (DECODING_WEBP if webp else DECODING), 3 * pixels + segmenting)
+    if held + needed > max_memory:
+        raise UserError(f"{path.name}: {_too_little(size, held, needed, max_memory)}")
+
+
+def _costs(
+    predictor: Predictor, size: tuple[int, int], options: Options, scale: float
+) -> tuple[int, float, int]:
+    """Bytes of the label maps, of a pixel of a tile, and of writing and drawing them."""
+    pixels = math.prod(size)
+    per_tile_pixel = MEMORY_FACTOR * tensor_bytes_per_pixel(predictor) * scale**2
+    if predictor.model.device.type == "cuda":
+        return 0, per_tile_pixel, 0
+    maps = 4 * pixels * (2 if "semantic" in options.tasks else 1)
+    per_tile_pixel += TILE + CLEANING * bool(options.clean_up)
+    return maps, per_tile_pixel, max(WRITING * pixels, DRAWING * math.prod(fit_size(size)))
+
+
+def _too_little(size: tuple[int, int], held: float, needed: float, max_memory: int) -> str:
+    return (
+        f"a picture of {size[1]} x {size[0]} pixels takes {(held + needed) / 1e9:.2f} GB with this "
+        f"model, even in tiles, {held / 1e9:.2f} of which the program holds already; --max-memory "
+        f"allows {max_memory / 1e9:.2f}"
+    )
 
 
 def instance_bytes(size: tuple[int, int], options: Options) -> int:
     """The most that the instances of a picture of (height, width) take, as found and as drawn."""
     n, pixels, drawn = options.most_instances, math.prod(size), math.prod(fit_size(size))
     return max(INSTANCE * n * pixels, n * pixels + (INSTANCE * n + DRAWING) * drawn)
-
-
-def check_decodable(path: Path, max_memory: int) -> None:
-    """Refuse a picture file that would take more than ``max_memory`` to decode, by its header.
-
-    Files that Pillow does not know are left to those who read them.
-
-    Raises:
-        UserError: the message names the file and what it takes.
-    """
-    try:
-        with Image.open(path) as file:
-            pixels, webp = file.width * file.height, file.format == "WEBP"
-    except (OSError, SyntaxError, ValueError):
-        return
-    needed = resident_bytes() + pixels * (DECODING_WEBP if webp else DECODING)
-    if needed > max_memory:
-        raise UserError(
-            f"{path} takes {needed / 1e9:.1f} GB to be read; allow more than "
-            f"{max_memory / 1e9:.1f} GB (--max-memory), or cut it up"
-        )
 
 
 _bytes_per_pixel: weakref.WeakKeyDictionary[nn.Module, float] = weakref.WeakKeyDictionary()

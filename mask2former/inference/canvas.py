@@ -181,11 +181,15 @@ class Canvas:
             id_ = self.parents[id_]
         return id_
 
-    def finish(self, names: Sequence[str], least_area: int) -> Panoptic:
+    def finish(
+        self, names: Sequence[str], least_area: int, *, things_only: bool = False
+    ) -> Panoptic:
         """The segmentation of the whole picture; ids count from 1 on."""
         roots = sorted({self._root(id_) for id_ in range(1, len(self.parents))})
-        numbers = {root: number for number, root in enumerate(roots, start=1)} | {0: 0}
-        table = np.array([numbers[self._root(i)] for i in range(len(self.parents))], np.int32)
+        roots = [root for root in roots if self.segments[root]["isthing"] or not things_only]
+        numbers = {root: number for number, root in enumerate(roots, start=1)}
+        table = [numbers.get(self._root(i), 0) for i in range(len(self.parents))]
+        table = np.array(table, np.int32)
         _relabel(self.ids, table)
         segments = [self.segments[root] | {"id": numbers[root]} for root in roots]
         return Panoptic.of(self.ids, segments, names, least_area=least_area)

@@ -185,3 +185,13 @@ class Prediction:
     panoptic: Panoptic | None = None
     instances: Instances | None = None
     semantic: Semantic | None = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Those that it has the segmentations of."""
+        found = {
+            "panoptic": self.panoptic,
+            "instance": self.instances,
+            "semantic": self.semantic,
+        }
+        return tuple(task for task, kind in found.items() if kind is not None)

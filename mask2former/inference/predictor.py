@@ -17,8 +17,9 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from ..checkpoint import find_model, load_weights
+from ..checkpoint.classes import know_classes
 from ..checkpoint.zoo import PREFIX
-from ..config import adapt_to_machine, load_config
+from ..config import adapt_to_machine, read_config
 from ..data import class_names
 from ..data.dataset_mapper import to_tensor
 from ..errors import ConfigError
@@ -85,7 +86,8 @@ class Predictor:
     Attributes:
         options: those that a call without others uses: the tasks and thresholds of the config.
         image_format: channels that the model takes, ``INPUT.FORMAT``.
-        metadata: class names and colours of ``DATASETS.TEST[0]``; where none is named, numbers.
+        metadata: class names and colours of ``DATASETS.TEST[0]``; without it those of the
+            checkpoint; where neither names classes, numbers.
         categories: the names of the K classes.
     """
 
@@ -111,7 +113,8 @@ class Predictor:
         if weights is not None:
             cfg.MODEL.WEIGHTS = os.fspath(weights)
         if not cfg.MODEL.WEIGHTS:
-            raise ConfigError("there are no weights: set MODEL.WEIGHTS to a checkpoint")
+            raise ConfigError("there are no weights: name a checkpoint (--weights, MODEL.WEIGHTS)")
+        know_classes(cfg)
         adapt_to_machine(cfg)
         self.metadata = metadata_of(cfg)
         num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
@@ -273,14 +276,14 @@ def config_of(config: CfgNode | str | os.PathLike, overrides: Sequence[str]) -> 
         return cfg
     model = find_model(os.fspath(config)) if os.fspath(config).startswith(PREFIX) else None
     if model is None:
-        return load_config(config, overrides)
+        return read_config(config, overrides)
     path = Path(__file__).resolve().parents[2] / model.config
     if not path.is_file():
         raise ConfigError(
             f"{config}: {path} does not exist; the configs are in Mask2Former's checkout: pass the "
             f"path of {model.config} there, and weights={os.fspath(config)!r}"
         )
-    return load_config(path, ["MODEL.WEIGHTS", os.fspath(config), *overrides])
+    return read_config(path, ["MODEL.WEIGHTS", os.fspath(config), *overrides])
 
 
 def metadata_of(cfg: CfgNode) -> Metadata:

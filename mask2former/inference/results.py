@@ -23,16 +23,14 @@ class ResultWriter:
     metadata knows them.
     """
 
-    def __init__(
-        self, folder: Path, metadata: Metadata, *, things_as_instances: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, metadata: Metadata, tasks: Sequence[str]) -> None:
         """
         Args:
-            things_as_instances: where a prediction has no instances, the things of its panoptic
-                segmentation are its instances (a picture in tiles).
+            tasks: what is written. Where a prediction has no instances, the things of its panoptic
+                segmentation are (a picture in tiles).
         """
         self.folder = folder
-        self.things_as_instances = things_as_instances
+        self.tasks = tasks
         self.thing_ids = _inverse(metadata.get("thing_dataset_id_to_contiguous_id"))
         self.all_ids = _inverse(metadata.get("stuff_dataset_id_to_contiguous_id")) | self.thing_ids
         names = metadata.get("stuff_classes") or metadata.get("thing_classes") or []
@@ -53,29 +51,16 @@ class ResultWriter:
             file_name: the picture's own.
         """
         image_id = len(self.images) + 1
-        panoptic, instances, semantic = (
-            prediction.panoptic,
-            prediction.instances,
-            prediction.semantic,
-        )
+        panoptic = prediction.panoptic if "panoptic" in self.tasks else None
+        semantic = prediction.semantic if "semantic" in self.tasks else None
         # What can fail comes first: a picture that is left out is in none of the files.
         if panoptic is not None:
             annotation = self._panoptic_annotation(image_id, name, panoptic)
         if semantic is not None:
             dtype = np.uint8 if len(semantic.categories) <= 255 else np.uint16
             self._save_png("semantic", name, semantic.labels.astype(dtype))
-        found = None
-        if instances is not None:
-            columns = (instances.classes, instances.scores, instances.boxes, instances.rles)
-            found = zip(*(column.tolist() for column in columns[:3]), columns[3])
-        elif panoptic is not None and self.things_as_instances:
-            found = (
-                (s.category_id, s.score, s.box, encode(panoptic.mask(s)))
-                for s in panoptic.segments
-                if s.isthing
-            )
-        if found is not None:
-            results = [self._instance(image_id, *instance) for instance in found]
+        if "instance" in self.tasks:
+            results = [self._instance(image_id, *found) for found in _instances_of(prediction)]
             self.instances = (self.instances or []) + results
         if panoptic is not None:
             self.panoptic.append(annotation)
@@ -136,6 +121,20 @@ class ResultWriter:
         if self.instances is not None:  # an empty list is a result too: nothing was found
             (self.folder / "instances.json").write_text(json.dumps(self.instances))
         (self.folder / "images.json").write_text(json.dumps(self.images))
+
+
+def _instances_of(
+    prediction: Prediction,
+) -> Iterator[tuple[int, float, Sequence[float], dict[str, Any]]]:
+    """Class, score, box and RLE mask of each."""
+    instances, panoptic = prediction.instances, prediction.panoptic
+    if instances is not None:
+        columns = (instances.classes, instances.scores, instances.boxes)
+        yield from zip(*(column.tolist() for column in columns), instances.rles)
+    elif panoptic is not None:
+        for s in panoptic.segments:
+            if s.isthing:
+                yield s.category_id, s.score, s.box, encode(panoptic.mask(s))
 
 
 def save_cutouts(image: np.ndarray, prediction: Prediction, folder: Path) -> None:

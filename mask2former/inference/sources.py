@@ -59,9 +59,17 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
         else:
             matches = sorted(filter(Path.is_file, map(Path, glob.glob(str(path), recursive=True))))
         if not matches:
-            raise UserError(f"--input {text} names no picture")
+            raise UserError(f"{text} {_why_nothing(path)}")
         found |= dict.fromkeys(matches)
     return list(found)
+
+
+def _why_nothing(path: Path) -> str:
+    if path.is_dir():
+        return "has no picture or video in it; what is in its folders is not looked at"
+    if glob.has_magic(str(path)):
+        return "matches no file"
+    return "is empty" if str(path) == "-" else "does not exist"
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

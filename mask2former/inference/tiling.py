@@ -68,8 +68,9 @@ def segment_in_tiles(
 
     Args:
         image: (H, W, C), as :meth:`Predictor.read` gives it.
-        options: ``panoptic`` and ``semantic`` are made if they are among the tasks; a panoptic
-            segmentation stands in for ``instance``, whose masks would fill the memory.
+        options: ``panoptic`` and ``semantic`` are made if they are among the tasks. Instead of
+            instances, whose masks would fill the memory, there are the things of a panoptic
+            segmentation, alone if that is not among the tasks.
             ``minimum_area`` counts in the whole picture, ``clean_up`` within tiles.
         tile: side of a tile in pixels of the picture.
         overlap: pixels that neighbours share; a quarter of a tile by default. What is smaller is
@@ -106,7 +107,10 @@ def segment_in_tiles(
     hand_back_memory()  # for those who write and draw the result
     return Prediction(
         *size,
-        panoptic=canvas and canvas.finish(predictor.categories, options.minimum_area),
+        panoptic=canvas
+        and canvas.finish(
+            predictor.categories, options.minimum_area, things_only="panoptic" not in options.tasks
+        ),
         semantic=None if labels is None else Semantic(labels, predictor.categories),
     )
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from mask2former.errors import UserError
 from mask2former.inference import Options, budget
-from mask2former.inference.budget import budget_for, check_decodable
+from mask2former.inference.budget import budget_for, check_file
 
 HELD, SIZE = 10**9, (6000, 8000)
 MAPS = 4 * SIZE[0] * SIZE[1]
@@ -40,10 +40,10 @@ def test_memory_limits_the_tile(predictor, machine, monkeypatch):
 
 
 def test_too_little_memory(predictor, machine, monkeypatch):
-    with pytest.raises(UserError, match=r"8000 x 6000 pixels takes 1\.2 GB.*--max-memory"):
+    with pytest.raises(UserError, match=r"8000 x 6000 pixels takes 1\.2\d GB.*--max-memory"):
         budget_for(predictor, SIZE, HELD + MAPS, PANOPTIC)
     monkeypatch.setattr(budget, "DRAWING", 1000)  # drawn with 2000 x 1500 pixels
-    with pytest.raises(UserError, match=r"8000 x 6000 pixels takes 4\.2 GB.*--max-memory"):
+    with pytest.raises(UserError, match=r"8000 x 6000 pixels takes 4\.\d\d GB.*--max-memory"):
         budget_for(predictor, SIZE, 4 * 10**9, PANOPTIC)
     assert budget_for(predictor, SIZE, 42 * 10**8, PANOPTIC).whole
 
@@ -59,16 +59,26 @@ def test_instance_masks_may_not_fit(predictor, machine):
     assert budget_for(predictor, size, needed - 10**6, few).whole
 
 
-def test_a_picture_that_is_too_large_to_decode(tmp_path, monkeypatch):
+def test_files_that_are_too_large(predictor, machine, tmp_path):
+    """By their headers: 14 bytes a pixel to decode; or the array, a map and the least tile."""
     path = tmp_path / "large.png"
-    Image.new("L", (1000, 2000)).save(path)
+    Image.new("L", (1000, 20_000)).save(path)
+    check_file(predictor, path, HELD + 280_000_000, PANOPTIC)
+    message = r"large\.png: a picture of 1000 x 20000 pixels takes 1\.28 GB.*1\.00 of which"
+    with pytest.raises(UserError, match=message):
+        check_file(predictor, path, HELD + 279_000_000, PANOPTIC)
+
+    small = tmp_path / "small.png"
+    Image.new("L", (100, 100)).save(small)
+    model = budget.MEMORY_FACTOR * budget.tensor_bytes_per_pixel(predictor)
+    least = HELD + 7 * 100**2 + int((model + budget.TILE) * budget.LEAST_TILE**2)
+    check_file(predictor, small, least + 1, PANOPTIC)
+    with pytest.raises(UserError, match=r"small\.png: a picture of 100 x 100"):
+        check_file(predictor, small, least - 1000, PANOPTIC)
+
     (tmp_path / "text.png").write_text("no picture")
-    monkeypatch.setattr(budget, "resident_bytes", lambda: HELD)
-    check_decodable(path, HELD + 28_000_000)
-    with pytest.raises(UserError, match=r"large\.png takes 1\.0 GB to be read.*--max-memory"):
-        check_decodable(path, HELD + 27_000_000)
-    check_decodable(tmp_path / "text.png", HELD)  # whoever reads it says so
-    check_decodable(tmp_path / "missing.png", HELD)
+    check_file(predictor, tmp_path / "text.png", HELD, PANOPTIC)  # whoever reads it says so
+    check_file(predictor, tmp_path / "missing.png", HELD, PANOPTIC)
 
 
 def test_resident_memory_grows_with_what_is_allocated():

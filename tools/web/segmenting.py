@@ -197,7 +197,7 @@ def _segments(prediction: Prediction, size: tuple[int, int]) -> Iterator[tuple[R
 def write_zip(result: Result, metadata: Metadata, folder: Path) -> Path:
     """Write the drawing, and the results as :class:`ResultWriter` has them, into one archive."""
     contents = folder / "contents"
-    writer = ResultWriter(contents, metadata)
+    writer = ResultWriter(contents, metadata, result.prediction.tasks)
     writer.add(result.name, result.name, result.prediction)
     writer.close()
     Image.fromarray(result.drawing).save(contents / "overlay.png")
