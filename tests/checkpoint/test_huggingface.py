@@ -18,6 +18,7 @@ from mask2former.checkpoint.huggingface_config import (
 )
 from mask2former.config import get_maskformer2_cfg, load_config
 from mask2former.errors import ConfigError, UserError
+from mask2former.inference import Predictor
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
 transformers = pytest.importorskip("transformers")
@@ -208,6 +209,15 @@ def test_a_model_of_transformers_predicts_the_same_here(cfg, tmp_path, tool):
         tmp_path, "--to", "mask2former", "-o", tmp_path / "w.pth", "--size", 64, 70
     )
     assert len(files) > 1 and status == 0 and output.count("largest difference") == 2
+    assert "class_names" not in torch.load(tmp_path / "w.pth")  # LABEL_0, LABEL_1, ...
+
+    names = ["nut", "cat", "wall", *(f"LABEL_{i}" for i in range(3, 9))]
+    config |= {"id2label": {str(i): name for i, name in enumerate(names)}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tool(tmp_path, "--to", "mask2former", "-o", tmp_path / "w.pth", "--no-verify")
+    assert torch.load(tmp_path / "w.pth")["class_names"] == names
+    predictor = Predictor(tmp_path / "w.yaml", tmp_path / "w.pth")
+    assert predictor.categories == tuple(names)
 
 
 def test_configurations_agree(cfg):

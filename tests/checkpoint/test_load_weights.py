@@ -5,12 +5,14 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
 from mask2former.checkpoint import load_weights, read_state_dict
 from mask2former.checkpoint.adapt import match_classes
 from mask2former.checkpoint.names import detect_layout, to_current_names
-from mask2former.errors import ConfigError
+from mask2former.errors import ConfigError, DatasetError
+from mask2former.inference import Predictor
 from mask2former.trainer import Trainer, evaluate
 
 PREDICTOR = "sem_seg_head.predictor."
@@ -255,6 +257,31 @@ def test_training_and_evaluation_use_it(sample_cfg, tmp_path):
     trainer.checkpointer.save("saved")
     saved = torch.load(tmp_path / "output" / "saved.pth", weights_only=True)
     assert len(saved["class_names"]) == sample_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    # Inference needs no more than that: the data set may be elsewhere.
+    sample_cfg.DATASETS.CATALOG = str(tmp_path / "gone.yaml")
+    sample_cfg.DATASETS.TRAIN, sample_cfg.DATASETS.TEST = ("gone_train",), ("gone_val",)
+    predictor = Predictor(sample_cfg, tmp_path / "output" / "saved.pth")
+    metadata = MetadataCatalog.get("sample_val")
+    assert list(predictor.categories) == metadata.stuff_classes
+    assert predictor.model.thing_ids == set(metadata.thing_dataset_id_to_contiguous_id.values())
+    del saved["class_names"]
+    torch.save(saved, tmp_path / "nameless.pth")
+    with pytest.raises(DatasetError, match=r"gone\.yaml does not exist.*nameless\.pth does not"):
+        Predictor(sample_cfg, tmp_path / "nameless.pth")
+    sample_cfg.DATASETS.CATALOG = ""
+    predictor = Predictor(sample_cfg, tmp_path / "nameless.pth")
+    assert predictor.categories[0] == "class 0"
+
+
+def test_a_smaller_model_than_that_of_the_file_is_told(build, tmp_path, caplog):
+    state = build(**{"MODEL.MASK_FORMER.DEC_LAYERS": 5}).state_dict()
+    path = save(tmp_path / "x.pth", state)
+    load_weights(build(**{"MODEL.MASK_FORMER.DEC_LAYERS": 5}), path, complete=True)
+    assert not caplog.text
+    smaller = build(**{"MODEL.MASK_FORMER.DEC_LAYERS": 3})
+    load_weights(smaller, path, complete=True)
+    assert "parameters that this model has no place for" in caplog.text
+    assert "is the config the one" in caplog.text
 
 
 def test_a_class_head_of_another_width_is_left_as_it_is(build, tmp_path):

@@ -1,12 +1,14 @@
 """Tiles joined again, from a predictor that knows the truth, and from one that makes mistakes."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from mask2former.inference import Options, Panoptic, Prediction, Semantic, tiling
+from mask2former.inference.canvas import Canvas
 from mask2former.inference.tiling import segment_in_tiles, tiles_of
 
 NAMES = ("nut", "bean", "table", "plate")  # things, then stuff
@@ -145,8 +147,31 @@ def test_least_area_counts_in_the_whole_picture():
     assert [s.area for s in joined.panoptic.segments if s.isthing] == [160]
     options = Options(tasks=("instance",), minimum_area=161)
     joined = segment_in_tiles(Oracle(), classes, options, tile=140, overlap=40, overview=False)
-    assert not [s for s in joined.panoptic.segments if s.isthing]
+    assert not joined.panoptic.segments and not joined.panoptic.ids.any()
     assert joined.semantic is None
+
+
+@pytest.mark.parametrize("overview", [True, False])
+def test_instances_alone_are_things_alone(overview):
+    classes = truth(200, 260)
+    joined = segment_in_tiles(
+        Oracle(), classes, Options(tasks=("instance",)), tile=160, overlap=50, overview=overview
+    )
+    assert joined.panoptic.segments and all(s.isthing for s in joined.panoptic.segments)
+    np.testing.assert_array_equal(joined.panoptic.ids > 0, classes < 2)
+
+
+def test_a_thing_scores_what_its_surest_look_does():
+    classes = np.full((100, 100), 2, np.int32)
+    classes[30:60, 30:60] = 0
+    whole = panoptic_of(classes)
+    segments = tuple(replace(s, score=0.6) for s in whole.segments)
+    canvas = Canvas(classes.shape)
+    canvas.begin(Panoptic(whole.ids.copy(), segments))
+    (tile,) = tiles_of(classes.shape, 100, 0)
+    canvas.add_things(tile, whole)
+    thing, _ = sorted(canvas.finish(NAMES, 0).segments, key=lambda s: not s.isthing)
+    assert thing.isthing and thing.score == 0.9
 
 
 def test_scale_and_progress():
