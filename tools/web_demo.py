@@ -63,6 +63,7 @@ def main() -> None:
             while True:
                 time.sleep(3600)
         except KeyboardInterrupt:
+            gc.unfreeze()  # or libraries complain that their objects are left
             print("stopped")
 
 

@@ -11,6 +11,7 @@ from mask2former.inference.results import ResultWriter, save_cutouts
 from mask2former.inference.visualization import (
     LEAST_SIDE,
     MOST_SIDE,
+    PaletteVisualizer,
     classes_in,
     contact_sheet,
     displayable,
@@ -140,6 +141,32 @@ def test_things_have_the_colors_of_the_legend(prediction, metadata):
     expected = np.array(safe.thing_colors[0], float)
     shown = np.array([red, green, blue])
     assert shown @ expected > 0.99 * np.linalg.norm(shown) * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("position", [(0, 150), (450, 150), (200, 0), (200, 300)])
+def test_labels_are_within_the_picture(drawing, position):
+    visualizer = PaletteVisualizer(np.zeros((300, 450, 3), np.uint8), drawing)
+    output = visualizer.draw_text("a long label", position)
+    extent = output.ax.texts[-1].get_window_extent(output.canvas.get_renderer())
+    assert extent.x0 > -1 and extent.y0 > -1
+    assert extent.x1 < output.fig.bbox.width + 1 and extent.y1 < output.fig.bbox.height + 1
+
+
+def test_outlines_part_neighbours_of_a_class_and_run_around_holes(drawing):
+    ids = np.ones((480, 640), np.int32)
+    ids[:, 320:] = 2
+    ids[200:280, 100:200] = 3  # in a hole of stuff
+    segments = [
+        {"id": 1, "category_id": 4, "isthing": False, "score": 0.9},
+        {"id": 2, "category_id": 0, "isthing": True, "score": 0.9},
+        {"id": 3, "category_id": 5, "isthing": False, "score": 0.9},
+    ]
+    neighbours = Panoptic.of(ids, segments, drawing.stuff_classes)
+    drawn = draw_prediction(
+        np.zeros((480, 640, 3), np.uint8), Prediction(480, 640, neighbours), drawing
+    ).astype(int)
+    for at in (np.s_[30, 317:323], np.s_[197:203, 120], np.s_[230, 97:103]):
+        assert drawn[at].min(1).max() > 150, at  # white somewhere near the border
 
 
 def test_cutouts(prediction, tmp_path):
