@@ -18,6 +18,13 @@ class DatasetError(UserError):
     """A data set, one of its files or one of its records cannot be used."""
 
 
+def whole_number(text: str) -> int:
+    """One from 0 on: the ``type`` of a tool's option."""
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
 def positive(text: str) -> int:
     """A whole number from 1 on: the ``type`` of a tool's option."""
     if (value := int(text)) < 1:

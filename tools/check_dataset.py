@@ -19,7 +19,7 @@ from mask2former import load_config
 from mask2former.data import build_training_mapper, check_datasets
 from mask2former.data.check import check_dataset
 from mask2former.data.check.sheet import annotation_sheet
-from mask2former.errors import ConfigError, positive, report_user_errors
+from mask2former.errors import ConfigError, positive, report_user_errors, whole_number
 from mask2former.evaluation.report import save_json
 
 
@@ -49,12 +49,6 @@ def main() -> int:
     warnings = sum(len(r.findings) for r in reports) - errors
     print(f"{errors} errors, {warnings} warnings; all in {args.output / 'findings.json'}")
     return int(errors > 0)
-
-
-def whole_number(text: str) -> int:
-    if (value := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{value} is below 0")
-    return value
 
 
 def parse_arguments() -> argparse.Namespace:

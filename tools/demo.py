@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mask2former.errors import UserError, positive, report_user_errors
+from mask2former.errors import UserError, positive, report_user_errors, whole_number
 from mask2former.inference import (
     TASKS,
     Options,
@@ -114,7 +114,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--config-file", required=True)
+    add("--config-file", required=True, help="a YAML file or zoo:// name")
     add("--weights", help="checkpoint (default: the config's MODEL.WEIGHTS)")
     add("--input", nargs="+", help="pictures, videos, folders, globs; - reads paths, one a line")
     add("--webcam", type=int, metavar="N", help="the camera of this number, until Ctrl-C")
@@ -123,15 +123,21 @@ def parse_arguments() -> argparse.Namespace:
     add("--task", choices=(*TASKS, "all"), help="what to make (default: what the config does)")
     add(
         "--confidence-threshold",
-        type=float,
+        type=share,
         metavar="T",
         help="least score, in [0, 1] (default: 0.5 for instances; the config's for panoptic)",
     )
-    add("--overlap-threshold", type=float, metavar="T", help="panoptic (default: the config's)")
-    add("--minimum-area", type=int, default=0, metavar="PIXELS", help="drop smaller segments")
+    add("--overlap-threshold", type=share, metavar="T", help="panoptic (default: the config's)")
+    add(
+        "--minimum-area",
+        type=whole_number,
+        default=0,
+        metavar="PIXELS",
+        help="drop smaller segments",
+    )
     add(
         "--clean-up",
-        type=int,
+        type=whole_number,
         default=0,
         metavar="PIXELS",
         help="fill smaller holes, remove smaller islands",
@@ -234,6 +240,13 @@ def segment(
             most_pixels=most_pixels,
             progress=report,
         )
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1]")
+    return value
 
 
 def scale(text: str) -> float:

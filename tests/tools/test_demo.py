@@ -201,7 +201,7 @@ def test_an_output_that_is_a_file(tmp_path, run):
         run("--input", tmp_path / "a.png")
 
 
-def test_options_reach_the_predictor(run, tmp_path, monkeypatch):
+def test_options_reach_the_predictor(run, tmp_path, monkeypatch, capsys):
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     seen = []
     whole = LeftHalf.run
@@ -219,8 +219,10 @@ def test_options_reach_the_predictor(run, tmp_path, monkeypatch):
             one_label_per_query=True,
         )
     ]
-    with pytest.raises(demo.UserError, match="score_threshold is 3.0"):
-        run("--input", tmp_path / "a.png", "--confidence-threshold", 3)
+    for option, value in (("--confidence-threshold", 70), ("--minimum-area", -1)):
+        with pytest.raises(SystemExit):
+            run("--input", tmp_path / "a.png", option, value)
+        assert f"argument {option}: {value} is " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

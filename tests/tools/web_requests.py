@@ -87,10 +87,9 @@ def main() -> None:
     args = parser.parse_args()
     start = time.perf_counter()
     seconds, failures = load(args.url, args.picture, args.requests)
-    print(
-        f"{len(seconds)} of {args.requests} answered in {time.perf_counter() - start:.1f} s, "
-        f"median {statistics.median(seconds):.1f} s, slowest {max(seconds):.1f} s"
-    )
+    print(f"{len(seconds)} of {args.requests} answered in {time.perf_counter() - start:.1f} s")
+    if seconds:
+        print(f"median {statistics.median(seconds):.1f} s, slowest {max(seconds):.1f} s")
     for failure in set(failures):
         print(f"{failures.count(failure)} x {failure}")
 
