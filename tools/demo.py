@@ -197,10 +197,7 @@ def options_of(args: argparse.Namespace, predictor: Predictor) -> Options:
         changes["tasks"] = TASKS if args.task == "all" else (args.task,)
     if args.overlap_threshold is not None:
         changes["overlap_threshold"] = args.overlap_threshold
-    try:
-        return dataclasses.replace(predictor.options, **changes)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return dataclasses.replace(predictor.options, **changes)
 
 
 def read(

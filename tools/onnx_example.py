@@ -5,7 +5,7 @@
 
 Writes out/<picture>.png, the picture with its segments in colours; out/<picture>_ids.png, the id of
 each pixel's segment (0: none; of semantic models the class, from 1 on); and out/<picture>.json, the
-segments: areas as drawn, and of instances the boxes of all of their masks, in pixels of the picture.
+segments: areas as drawn, and boxes of instances' whole masks, in pixels of the picture.
 """
 
 import argparse
