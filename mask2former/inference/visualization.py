@@ -10,6 +10,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import ColorMode, GenericMask, VisImage, Visualizer
+from matplotlib.transforms import Bbox
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.picture import RAW
@@ -32,10 +33,15 @@ SAFE_COLORS = (
 
 
 class PaletteVisualizer(Visualizer):
-    """Things in the colours of their classes, all with a white outline; labels within the picture.
+    """Things in the colours of their classes, all with a white outline; labels within the picture,
+    and apart from each other where there is room.
 
     Detectron2's has things in colours changed at random, which tell neighbours of a class apart.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._labels: list[Bbox] = []
 
     def _jitter(self, color: Sequence[float]) -> tuple[float, ...]:
         return tuple(color)
@@ -59,6 +65,18 @@ class PaletteVisualizer(Visualizer):
         extent, whole = drawn.get_window_extent(output.canvas.get_renderer()), output.fig.bbox
         right = max(0, -extent.x0) - max(0, extent.x1 - whole.width)
         up = max(0, -extent.y0) - max(0, extent.y1 - whole.height)
+        moves = (up + lines * 1.2 * extent.height for lines in (0, -1, 1, -2, 2, -3, 3))
+        places = [extent.translated(right, move) for move in moves]
+        free = [
+            place
+            for place in places
+            if place.y0 > -1  # pixel
+            and place.y1 < whole.height + 1
+            and not place.count_overlaps(self._labels)
+        ]
+        place = (free or places)[0]
+        self._labels.append(place)
+        right, up = place.x0 - extent.x0, place.y0 - extent.y0
         drawn.set_position((position[0] + right / output.scale, position[1] - up / output.scale))
         return output
 

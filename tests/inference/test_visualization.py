@@ -152,6 +152,16 @@ def test_labels_are_within_the_picture(drawing, position):
     assert extent.x1 < output.fig.bbox.width + 1 and extent.y1 < output.fig.bbox.height + 1
 
 
+@pytest.mark.parametrize("y", [0, 150, 300])
+def test_labels_do_not_hide_each_other(drawing, y):
+    visualizer = PaletteVisualizer(np.zeros((300, 450, 3), np.uint8), drawing)
+    for name in ("first", "second", "third"):
+        output = visualizer.draw_text(name, (200, y))
+    renderer = output.canvas.get_renderer()
+    extents = [text.get_window_extent(renderer) for text in output.ax.texts]
+    assert all(extent.count_overlaps(extents) == 1 for extent in extents)  # itself
+
+
 def test_outlines_part_neighbours_of_a_class_and_run_around_holes(drawing):
     ids = np.ones((480, 640), np.int32)
     ids[:, 320:] = 2
