@@ -47,6 +47,7 @@ class Canvas:
     """The segments of all tiles so far, on one map of the picture."""
 
     def __init__(self, size: tuple[int, int]) -> None:
+        self.sharpen = True
         self.ids = np.zeros(size, np.int32)  # 0: none
         # Of each id from 1 on: the segment with its area, and the id that stands for it.
         self.segments: list[dict[str, Any]] = [{"isthing": False}]
@@ -55,9 +56,13 @@ class Canvas:
 
     # ---- With an overview ----
 
-    def begin(self, whole: Panoptic) -> None:
-        """Start from a segmentation of the whole picture, whose map becomes this one."""
-        self.ids = whole.ids
+    def begin(self, whole: Panoptic, *, sharpen: bool = True) -> None:
+        """Start from a segmentation of the whole picture, whose map becomes this one.
+
+        Args:
+            sharpen: whether tiles see things more closely, and give them their outlines.
+        """
+        self.ids, self.sharpen = whole.ids, sharpen
         _relabel(self.ids, self._new_ids(whole))
 
     def add_things(self, tile: Tile, panoptic: Panoptic) -> None:
@@ -80,11 +85,12 @@ class Canvas:
             free = mask & ~np.isin(under, list(things))
             nearest = max(things, key=things.__getitem__, default=0)
             if nearest and self._same(nearest, segment, things[nearest]):
-                self._leave(nearest, segment, there, panoptic)
-                under[free] = nearest
                 known = self.segments[nearest]
-                known["area"] += np.count_nonzero(free)
                 known["score"] = max(known["score"], segment.score)
+                if self.sharpen:
+                    self._leave(nearest, segment, there, panoptic)
+                    under[free] = nearest
+                    known["area"] += np.count_nonzero(free)
             elif np.count_nonzero(free) > NEW_THING * segment.area:
                 under[free] = self._id_of(segment)
 
@@ -106,11 +112,14 @@ class Canvas:
         return same_class and both > SAME_THING * (known["area"] + segment.area - both)
 
     def _leave(self, id_: int, segment: Segment, there: np.ndarray, panoptic: Panoptic) -> None:
-        """Give what a thing has beside ``segment`` to the stuff that the tile sees there."""
+        """Give what a thing has beside ``segment`` to the stuff that the tile sees there.
+
+        Not to stuff that is nowhere on the map: what is new in such a seam is a mistake.
+        """
         stuff = np.zeros(max(s.id for s in panoptic.segments) + 1, np.int32)
         for other in panoptic.segments:
             if not other.isthing:
-                stuff[other.id] = self._id_of(other)
+                stuff[other.id] = self.stuff.get(other.category_id, 0)
         left = (there == id_) & (panoptic.ids != segment.id) & (stuff[panoptic.ids] > 0)
         there[left] = stuff[panoptic.ids[left]]
         self.segments[id_]["area"] -= np.count_nonzero(left)

@@ -2,7 +2,8 @@
 
 Overlapping tiles are segmented one after the other, and joined on one map of the whole picture, in
 one of two ways. With an overview, the whole picture at the model's usual size comes first: it knows
-what tiles are parts of. Tiles add and sharpen the things that they have wholly in sight. Without,
+what tiles are parts of. Tiles add the things that they have wholly in sight, and sharpen those that
+the overview knows if they see more of their pixels. Without,
 the map is made of tiles alone: stuff of one class is one segment; a thing that two tiles saw is
 one, if both marked mostly the same pixels of what they share.
 """
@@ -93,7 +94,9 @@ def segment_in_tiles(
     labels = np.zeros(size, np.int32) if "semantic" in tasks else None
     if canvas is not None and overview:
         seen = dataclasses.replace(in_tile, tasks=("panoptic",), clean_up=0)
-        canvas.begin(predictor.run(image, seen, most_pixels=most_pixels).panoptic)
+        small = predictor.resized(image, most_pixels)
+        whole = predictor.segment(predictor.predict(small), size, seen).panoptic
+        canvas.begin(whole, sharpen=scale * max(size) >= max(small.shape[:2]) + 1)
     add = canvas and (canvas.add_things if overview else canvas.add)
     tiles = tiles_of(size, tile, overlap)
     for number, part in enumerate(tiles, start=1):

@@ -10,6 +10,7 @@ from scipy import ndimage
 from mask2former.inference import Options, Panoptic, Prediction, Semantic, tiling
 from mask2former.inference.canvas import Canvas
 from mask2former.inference.tiling import segment_in_tiles, tiles_of
+from mask2former.inference.visualization import fit_labels
 
 NAMES = ("nut", "bean", "table", "plate")  # things, then stuff
 
@@ -56,17 +57,16 @@ class Oracle:
     def __init__(self, blind=False):
         self.blind, self.sizes = blind, []
 
-    def run(self, image, options, most_pixels):
-        """The overview; a blind one takes everything for a table."""
-        classes = np.full_like(image, 2) if self.blind else image
-        return self.segment(classes, image.shape[:2], options)
+    def resized(self, image, most_pixels):
+        """For the overview; a blind one takes everything for a table."""
+        return np.full_like(image, 2) if self.blind else image
 
     def predict(self, image):
         self.sizes.append(image.shape[:2])
         return image
 
     def segment(self, classes, size, options):
-        classes = classes[:, :, 0] if classes.ndim == 3 else classes
+        classes = fit_labels(classes[:, :, 0] if classes.ndim == 3 else classes, size)
         return Prediction(
             *size, panoptic=panoptic_of(classes), semantic=Semantic(classes.copy(), NAMES)
         )
@@ -101,15 +101,28 @@ def test_tiles_add_what_the_overview_missed():
     assert same_segments(joined.panoptic, expected)
 
 
-def test_tiles_sharpen_what_the_overview_saw():
+@pytest.mark.parametrize("step", [1, 2])
+def test_tiles_that_see_more_sharpen_what_the_overview_saw(step):
     sharp = np.full((200, 200), 2, np.int32)
     sharp[80:110, 90:120] = 0
     oracle = Oracle()
     blurred = sharp.copy()
     blurred[76:110, 86:120] = 0
-    oracle.run = lambda image, options, most_pixels: oracle.segment(blurred, (200, 200), options)
+    oracle.resized = lambda image, most_pixels: blurred[::step, ::step]
     joined = segment_in_tiles(oracle, sharp, tile=128, overlap=64)
-    assert same_segments(joined.panoptic, panoptic_of(sharp))
+    assert same_segments(joined.panoptic, panoptic_of(sharp if step == 2 else blurred))
+
+
+def test_seams_bring_no_stuff_that_is_nowhere_else():
+    """Where a thing is smaller than the overview thought, the tile sees a plate; there is none."""
+    sharp = np.full((200, 200), 2, np.int32)
+    sharp[76:110, 86:120] = 3
+    sharp[80:110, 90:120] = 0
+    blurred = np.where(sharp == 3, 0, sharp)
+    oracle = Oracle()
+    oracle.resized = lambda image, most_pixels: blurred[::2, ::2]
+    joined = segment_in_tiles(oracle, sharp, tile=128, overlap=64)
+    assert {s.category for s in joined.panoptic.segments} == {"nut", "table"}
 
 
 def test_a_thing_across_all_tiles_is_one_without_an_overview():
