@@ -60,8 +60,7 @@ def budget_for(
     """The tiles with which a picture of (height, width), which is read, stays in ``max_memory``.
 
     The memory is that of the process (of a model on a GPU, the GPU's), in bytes, with what it holds
-    already, the label maps of the picture, and with writing and drawing them later. From now on,
-    little of what is freed is kept for later use.
+    already, the label maps of the picture, and with writing and drawing them later.
 
     Args:
         scale: pixels of the model for one of a tile.
@@ -70,12 +69,7 @@ def budget_for(
         UserError: it is too little for the least tile.
     """
     maps, per_tile_pixel, later = _costs(predictor, size, options, scale)
-    if predictor.model.device.type == "cuda":
-        held = torch.cuda.memory_allocated(predictor.model.device)
-    else:
-        hand_back_memory()
-        keep_freed_memory(32 << 20, large_block=8 << 20)  # what is free counts as well
-        held = resident_bytes()
+    held = _held(predictor)
     left = max_memory - held - maps
     model_side = int(scale * math.sqrt(max(0, left) / per_tile_pixel))
     model_side = min(model_side // TILE_STEP * TILE_STEP, LARGEST_TILE)
@@ -103,8 +97,9 @@ def check_file(
             size, webp = (file.height, file.width), file.format == "WEBP"
     except (OSError, SyntaxError, ValueError):
         return
-    pixels, held = math.prod(size), resident_bytes()
+    pixels = math.prod(size)
     maps, per_tile_pixel, later = _costs(predictor, size, options, scale)
+    held = _held(predictor)
     segmenting = maps + max(per_tile_pixel * (LEAST_TILE / scale) ** 2, later)
     needed = max(pixels * (DECODING_WEBP if webp else DECODING), 3 * pixels + segmenting)
     if held + needed > max_memory:
@@ -122,6 +117,15 @@ def _costs(
     maps = 4 * pixels * (2 if "semantic" in options.tasks else 1)
     per_tile_pixel += TILE + CLEANING * bool(options.clean_up)
     return maps, per_tile_pixel, max(WRITING * pixels, DRAWING * math.prod(fit_size(size)))
+
+
+def _held(predictor: Predictor) -> int:
+    """Bytes that are taken already. From now on, little of what is freed is kept."""
+    if predictor.model.device.type == "cuda":
+        return torch.cuda.memory_allocated(predictor.model.device)
+    hand_back_memory()
+    keep_freed_memory(32 << 20, large_block=8 << 20)  # what is free counts as well
+    return resident_bytes()
 
 
 def _too_little(size: tuple[int, int], held: float, needed: float, max_memory: int) -> str:
