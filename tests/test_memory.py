@@ -73,10 +73,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(
+gnu_only = pytest.mark.skipif(
     sys.platform == "win32" or not hasattr(ctypes.CDLL(None), "mallopt"),
     reason="not the GNU C library",
 )
+
+
+@gnu_only
 def test_freed_memory_is_kept_unless_the_environment_says_otherwise():
     def faults(**environment):
         command = [sys.executable, "-c", FAULTS]
@@ -86,3 +89,33 @@ def test_freed_memory_is_kept_unless_the_environment_says_otherwise():
     pages = 10 * 20_000_000 // os.sysconf("SC_PAGESIZE")
     assert faults() < pages / 4  # a block or two of the ten may not be found again
     assert faults(MALLOC_MMAP_THRESHOLD_="1000000") > pages / 2
+
+
+HEAPS = """
+import ctypes, sys, threading
+from mask2former.memory import share_one_heap
+if sys.argv[1] == "shared":
+    share_one_heap()
+together = threading.Barrier(8)
+def work():
+    block = ctypes.create_string_buffer(100_000)
+    together.wait()
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+library = ctypes.CDLL(None)
+library.malloc_info(0, ctypes.c_void_p.in_dll(library, "stdout"))
+library.fflush(None)
+"""
+
+
+@gnu_only
+def test_threads_share_one_heap():
+    def heaps(argument):
+        command = [sys.executable, "-c", HEAPS, argument]
+        env = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+        return subprocess.check_output(command, env=env, text=True).count("<heap nr=")
+
+    assert heaps("shared") < heaps("apart")

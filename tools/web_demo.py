@@ -22,6 +22,7 @@ from mask2former.data.picture import RAW
 from mask2former.errors import UserError, report_user_errors
 from mask2former.inference import Predictor
 from mask2former.inference.sources import PICTURES, find_files
+from mask2former.memory import share_one_heap
 
 CONFIG = Path("configs/quickstart.yaml")
 WEIGHTS = Path("output/quickstart/train/model_final.pth")
@@ -41,6 +42,7 @@ def main() -> None:
     from web.page import Serving, serve
     from web.segmenting import Limits, Segmenter
 
+    share_one_heap()  # requests come in many threads, and the model answers one after the other
     predictor = Predictor(config, weights, overrides=args.opts)
     if predictor.image_format == RAW:
         raise UserError(
