@@ -27,6 +27,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from mask2former.checkpoint.classes import know_classes
 from mask2former.checkpoint.huggingface import from_huggingface, to_huggingface
 from mask2former.checkpoint.huggingface_config import (
     class_names_from_huggingface,
@@ -45,7 +46,7 @@ from mask2former.checkpoint.verification import (
     compare_with_torchvision,
     compare_with_transformers,
 )
-from mask2former.config import get_maskformer2_cfg, load_config
+from mask2former.config import get_maskformer2_cfg, load_config, read_config
 from mask2former.errors import UserError, positive, report_user_errors
 
 TOLERANCE = 1e-3  # of the largest value of an output
@@ -70,15 +71,15 @@ def main() -> int:
         )
     if layout == args.to:
         raise UserError(f"{args.source} has the layout {layout} already; name the other with --to")
-    verify = should_verify(args, layout)
-    make_output(args)
-    if layout == "mask2former":
-        differences = convert_to_huggingface(args, source, verify)
-    elif args.to == "huggingface":
+    if layout != "mask2former" and args.to == "huggingface":
         raise UserError(
             f"{args.source} has only a backbone, in the layout {layout}; it can be converted "
             "--to mask2former"
         )
+    verify = should_verify(args, layout)
+    make_output(args)
+    if layout == "mask2former":
+        differences = convert_to_huggingface(args, source, verify)
     elif layout == "huggingface":
         differences = convert_from_huggingface(args, source, verify)
     else:
@@ -92,7 +93,9 @@ def convert_to_huggingface(
     """Write a folder that ``Mask2FormerForUniversalSegmentation.from_pretrained`` reads."""
     if args.config_file is None:
         raise UserError(f"name the config file that {args.source} belongs to: --config-file X.yaml")
-    cfg = load_config(args.config_file)
+    cfg = read_config(args.config_file)
+    cfg.MODEL.WEIGHTS = str(args.source)
+    know_classes(cfg)
     source = to_current_names(Checkpoint(dict(source)), {})
     source = {name: t for name, t in source.items() if not name.startswith("pixel_")}
     check_fits(cfg, source, str(args.source))
@@ -111,11 +114,12 @@ def convert_from_huggingface(
 ) -> list[Difference]:
     """Write weights, and all the keys of the model unless ``--config-file`` has them."""
     converted, classes = from_huggingface(source), None
+    if args.source.is_dir():
+        config = read_json(args.source / "config.json")
+        classes = class_names_from_huggingface(config)
     if args.config_file is not None:
         cfg = load_config(args.config_file)
     elif args.source.is_dir():
-        config = read_json(args.source / "config.json")
-        classes = class_names_from_huggingface(config)
         preprocessor = read_json(args.source / "preprocessor_config.json", missing={})
         overrides = overrides_from_huggingface(config, preprocessor)
         if any(name.endswith(".num_batches_tracked") for name in converted):
@@ -204,7 +208,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def make_output(args: argparse.Namespace) -> None:
-    """The folder that the output is, or is in."""
+    """Make the folder that the output is, or is in.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     folder = args.output if args.to == "huggingface" else args.output.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)

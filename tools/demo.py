@@ -276,7 +276,9 @@ class Writer:
     def __init__(self, args: argparse.Namespace, predictor: Predictor, options: Options) -> None:
         self.args = args
         self.image_format = predictor.image_format
-        self.results = ResultWriter(args.output, predictor.metadata, options.tasks)
+        self.results = ResultWriter(
+            args.output, predictor.metadata, predictor.categories, options.tasks
+        )
         self.metadata = drawing_metadata(
             predictor.metadata, predictor.categories, color_blind_safe=args.color_blind
         )

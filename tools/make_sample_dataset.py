@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from mask2former.data.sample import generate_sample_dataset
-from mask2former.errors import positive, report_user_errors
+from mask2former.errors import positive, report_user_errors, whole_number
 
 
 def main() -> None:
@@ -18,11 +18,8 @@ def main() -> None:
     )
     parser.add_argument("--train", type=positive, default=400, help="number of training pictures")
     parser.add_argument("--val", type=positive, default=80, help="number of validation pictures")
-    parser.add_argument("--seed", type=positive, default=0, help="another seed, other pictures")
+    parser.add_argument("--seed", type=whole_number, default=0, help="another seed, other pictures")
     args = parser.parse_args()
-    for name in ("train", "val", "seed"):
-        if getattr(args, name) < 0:
-            parser.error(f"--{name} must not be negative")
     root = generate_sample_dataset(
         args.root, num_train=args.train, num_val=args.val, seed=args.seed
     )

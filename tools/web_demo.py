@@ -12,22 +12,26 @@ says otherwise; it knows no passwords. docs/WEB_DEMO.md says what it takes and w
 
 import argparse
 import gc
+import math
 import os
 import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from mask2former.data.picture import RAW
-from mask2former.errors import UserError, report_user_errors
+from mask2former.errors import UserError, positive, report_user_errors
 from mask2former.inference import Predictor
-from mask2former.inference.sources import PICTURES, find_files
+from mask2former.inference.sources import find_files
 from mask2former.memory import share_one_heap
 
 CONFIG = Path("configs/quickstart.yaml")
 WEIGHTS = Path("output/quickstart/train/model_final.pth")
 SAMPLES = Path("output/sample/val")
 MOST_SAMPLES = 12
+SHOWN = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"}  # by every browser
 TITLE = "Mask2Former"
 
 
@@ -49,6 +53,7 @@ def main() -> None:
             f"{config}: the page takes pictures of 8 bits, this model others (INPUT.FORMAT {RAW}); "
             "use tools/demo.py"
         )
+    Image.MAX_IMAGE_PIXELS = args.max_pixels  # Pillow's own guard, at twice as many
     limits = Limits(bytes=round(args.max_upload_mb * 2**20), pixels=args.max_pixels)
     serving = Serving(
         host=args.host,
@@ -91,7 +96,7 @@ def choose_model(args: argparse.Namespace) -> tuple[str, str | None, Sequence[Pa
 
 def find_samples(inputs: Sequence[str]) -> list[Path]:
     """The pictures that a browser can show."""
-    samples = [p for p in find_files(inputs) if p.suffix.lower() in PICTURES - {".npy"}]
+    samples = [path for path in find_files(inputs) if path.suffix.lower() in SHOWN]
     if inputs and not samples:
         raise UserError(f"--samples {' '.join(inputs)} names no picture that a browser can show")
     return samples
@@ -107,24 +112,24 @@ def parse_arguments() -> argparse.Namespace:
     add("--samples", nargs="+", metavar="PATH", help="pictures, folders, globs to pick from")
     add("--host", default="127.0.0.1", help="0.0.0.0: anyone may come (default: %(default)s)")
     add("--port", type=int, help="(default: the first free one from 7860 on)")
-    add("--max-upload-mb", type=positive, default=20, metavar="MB", help="(default: %(default)s)")
+    add("--max-upload-mb", type=megabytes, default=20, metavar="MB", help="(default: %(default)s)")
     add(
         "--max-pixels",
-        type=lambda text: int(positive(text)),
+        type=positive,
         default=16_000_000,
         metavar="N",
         help="of a picture, before it is decoded (default: %(default)s)",
     )
     add(
         "--most-waiting",
-        type=lambda text: int(positive(text)),
+        type=positive,
         default=64,
         metavar="N",
         help="requests in the queue; further ones are asked to come back (default: %(default)s)",
     )
     add(
         "--keep-seconds",
-        type=lambda text: int(positive(text)),
+        type=positive,
         default=900,
         metavar="S",
         help="delete uploads and results about as long after (default: %(default)s)",
@@ -133,9 +138,8 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def positive(text: str) -> float:
-    value = float(text)
-    if not value >= 1:
+def megabytes(text: str) -> float:
+    if not 1 <= (value := float(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return value
 

@@ -1,15 +1,14 @@
 """The classes of a trained model where its data set is not at hand: the checkpoint knows them."""
 
 import hashlib
-import os
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ..config import register_data_sets
 from ..data import class_names
-from ..errors import DatasetError
-from .reading import read_state_dict
+from ..errors import ConfigError, DatasetError
+from .reading import Checkpoint, read_state_dict
 
 
 def know_classes(cfg: CfgNode) -> None:
@@ -20,6 +19,7 @@ def know_classes(cfg: CfgNode) -> None:
 
     Raises:
         DatasetError: a data set is not there, and the checkpoint does not say either.
+        ConfigError: the checkpoint has another number of classes than the config.
     """
     missing = None
     try:
@@ -29,18 +29,25 @@ def know_classes(cfg: CfgNode) -> None:
     names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
     if missing is None and names and class_names(names[0]):
         return
-    checkpoint = read_state_dict(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
-    classes = (checkpoint and checkpoint.class_names) or []
-    thing_ids = checkpoint and checkpoint.thing_ids
-    if thing_ids is None and missing is None:
-        thing_ids = list(range(len(classes)))  # as of a data set that does not tell
-    if classes and thing_ids is not None:
-        cfg.DATASETS.TEST = (_register(classes, thing_ids),)
-    elif missing is not None:
+    checkpoint = read_state_dict(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else Checkpoint({})
+    classes, thing_ids = checkpoint.class_names, checkpoint.thing_ids
+    if missing is not None and (classes is None or thing_ids is None):
+        lacks = "what its classes are called" if classes is None else "which classes are things"
         raise DatasetError(
-            f"{missing}; it names the classes, which {os.fspath(cfg.MODEL.WEIGHTS) or 'a model'} "
-            "does not (DATASETS.CATALOG '' numbers them, and counts all as things)"
+            f"{missing}; nor does {cfg.MODEL.WEIGHTS or 'a model without weights'} say {lacks} "
+            "(with DATASETS.CATALOG '' all count as things)"
         ) from missing
+    if classes is None:
+        return
+    num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if len(classes) != num_classes:
+        raise ConfigError(
+            f"{cfg.MODEL.WEIGHTS} has {len(classes)} classes, the config {num_classes}; set "
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(classes)}"
+        )
+    if thing_ids is None:
+        thing_ids = list(range(num_classes))  # as of a data set that does not tell
+    cfg.DATASETS.TEST = (_register(classes, thing_ids),)
 
 
 def _register(names: list[str], thing_ids: list[int]) -> str:

@@ -292,9 +292,17 @@ def _require_theirs(config: Mapping[str, Any], required: Mapping[str, Any]) -> N
 
 
 def class_names_from_huggingface(config: Mapping[str, Any]) -> list[str] | None:
-    """The names of ``id2label`` in order; None where they are transformers' ``LABEL_0``, ...."""
-    labels = config.get("id2label", {})
-    names = [labels.get(str(i), f"LABEL_{i}") for i in range(len(labels))]
+    """The names of ``id2label`` in order; None where they are transformers' ``LABEL_0``, ....
+
+    Raises:
+        ConfigError: they are not numbered from 0 on.
+    """
+    labels = config.get("id2label") or {}
+    if set(labels) != {str(i) for i in range(len(labels))}:
+        raise ConfigError(
+            f"config.json has id2label of {', '.join(labels)}; they must count from 0 on"
+        )
+    names = [labels[str(i)] for i in range(len(labels))]
     return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
 
 

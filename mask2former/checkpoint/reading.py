@@ -179,6 +179,8 @@ def _to_checkpoint(content: Any) -> Checkpoint:
     if not tensors:
         raise ValueError("it holds no tensor")
     class_names, thing_ids = content.get("class_names"), content.get("thing_ids")
+    if thing_ids is not None and not set(thing_ids) <= set(range(len(class_names or ()))):
+        raise ValueError(f"its thing_ids, {thing_ids}, are not all indices of its class_names")
     return Checkpoint(
         state_dict=tensors,
         author=str(content.get("__author__", "")),

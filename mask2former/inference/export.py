@@ -22,7 +22,7 @@ import mask2former_ops
 from ..errors import ConfigError, UserError
 from ..modeling.meta_arch import MaskFormer, thing_ids_of
 from . import fixed_shapes
-from .predictor import metadata_of
+from .predictor import categories_of
 
 # The outputs of each task, and what their dimensions are.
 OUTPUTS = {
@@ -107,13 +107,10 @@ def check_task(cfg: CfgNode, task: str) -> None:
 
 def metadata_for_export(cfg: CfgNode, task: str) -> dict[str, str]:
     """What a program needs to know beside the graph; lists and numbers as JSON."""
-    metadata = metadata_of(cfg)
-    names = metadata.get("stuff_classes") or metadata.get("thing_classes")
-    names = names or [f"class {i}" for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
     return {
         "task": task,
         "input_format": cfg.INPUT.FORMAT,
-        "classes": json.dumps(list(names), ensure_ascii=False),
+        "classes": json.dumps(categories_of(cfg), ensure_ascii=False),
         "thing_ids": json.dumps(thing_ids_of(cfg)),
         "shortest_side": json.dumps(cfg.INPUT.MIN_SIZE_TEST),
         "longest_side": json.dumps(cfg.INPUT.MAX_SIZE_TEST),

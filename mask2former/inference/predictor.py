@@ -116,10 +116,7 @@ class Predictor:
             raise ConfigError("there are no weights: name a checkpoint (--weights, MODEL.WEIGHTS)")
         know_classes(cfg)
         adapt_to_machine(cfg)
-        self.metadata = metadata_of(cfg)
-        num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        names = class_names(self.metadata.name)
-        self.categories = tuple(names or (f"class {i}" for i in range(num_classes)))
+        self.metadata, self.categories = metadata_of(cfg), categories_of(cfg)
         self.model = build_model(cfg).eval()
         load_weights(self.model, cfg.MODEL.WEIGHTS, complete=True)
         prepare_for_inference(self.model, cfg.TEST.COMPILE)
@@ -284,6 +281,12 @@ def config_of(config: CfgNode | str | os.PathLike, overrides: Sequence[str]) -> 
             f"path of {model.config} there, and weights={os.fspath(config)!r}"
         )
     return read_config(path, ["MODEL.WEIGHTS", os.fspath(config), *overrides])
+
+
+def categories_of(cfg: CfgNode) -> tuple[str, ...]:
+    """The names of the K classes that a config is about; numbers where nothing names them."""
+    names = class_names(metadata_of(cfg).name)
+    return tuple(names or (f"class {i}" for i in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)))
 
 
 def metadata_of(cfg: CfgNode) -> Metadata:

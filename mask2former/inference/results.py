@@ -23,9 +23,12 @@ class ResultWriter:
     metadata knows them.
     """
 
-    def __init__(self, folder: Path, metadata: Metadata, tasks: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, metadata: Metadata, categories: Sequence[str], tasks: Sequence[str]
+    ) -> None:
         """
         Args:
+            categories: the names of the K classes.
             tasks: what is written. Where a prediction has no instances, the things of its panoptic
                 segmentation are (a picture in tiles).
         """
@@ -33,11 +36,10 @@ class ResultWriter:
         self.tasks = tasks
         self.thing_ids = _inverse(metadata.get("thing_dataset_id_to_contiguous_id"))
         self.all_ids = _inverse(metadata.get("stuff_dataset_id_to_contiguous_id")) | self.thing_ids
-        names = metadata.get("stuff_classes") or metadata.get("thing_classes") or []
-        things = self.thing_ids or dict.fromkeys(range(len(names)))
+        things = self.thing_ids or dict.fromkeys(range(len(categories)))
         self.categories = [
             {"id": self.all_ids.get(i, i), "name": name, "isthing": int(i in things)}
-            for i, name in enumerate(names)
+            for i, name in enumerate(categories)
         ]
         self.images: list[dict[str, Any]] = []
         self.instances: list[dict[str, Any]] | None = None

@@ -12,6 +12,7 @@ from torch import nn
 
 from mask2former.checkpoint.huggingface import from_huggingface, to_huggingface
 from mask2former.checkpoint.huggingface_config import (
+    class_names_from_huggingface,
     huggingface_config,
     huggingface_preprocessor,
     overrides_from_huggingface,
@@ -218,6 +219,23 @@ def test_a_model_of_transformers_predicts_the_same_here(cfg, tmp_path, tool):
     assert torch.load(tmp_path / "w.pth")["class_names"] == names
     predictor = Predictor(tmp_path / "w.yaml", tmp_path / "w.pth")
     assert predictor.categories == tuple(names)
+    back = ("--to", "huggingface", "-o", tmp_path / "back", "--config-file", tmp_path / "w.yaml")
+    tool(tmp_path / "w.pth", *back, "--no-verify")
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["id2label"] == {
+        str(i): name for i, name in enumerate(names)
+    }
+    tool(
+        *(tmp_path, "--to", "mask2former", "-o", tmp_path / "v.pth"),
+        *("--config-file", tmp_path / "w.yaml", "--no-verify"),
+    )
+    assert torch.load(tmp_path / "v.pth")["class_names"] == names
+
+
+def test_class_names():
+    assert class_names_from_huggingface({"id2label": None}) is None
+    assert class_names_from_huggingface({"id2label": {"1": "b", "0": "a"}}) == ["a", "b"]
+    with pytest.raises(ConfigError, match="id2label of 1, 2; they must count from 0"):
+        class_names_from_huggingface({"id2label": {"1": "a", "2": "b"}})
 
 
 def test_configurations_agree(cfg):

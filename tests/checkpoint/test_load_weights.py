@@ -264,10 +264,16 @@ def test_training_and_evaluation_use_it(sample_cfg, tmp_path):
     metadata = MetadataCatalog.get("sample_val")
     assert list(predictor.categories) == metadata.stuff_classes
     assert predictor.model.thing_ids == set(metadata.thing_dataset_id_to_contiguous_id.values())
-    del saved["class_names"]
-    torch.save(saved, tmp_path / "nameless.pth")
-    with pytest.raises(DatasetError, match=r"gone\.yaml does not exist.*nameless\.pth does not"):
-        Predictor(sample_cfg, tmp_path / "nameless.pth")
+    other = sample_cfg.clone()
+    other.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 5
+    count = len(metadata.stuff_classes)
+    with pytest.raises(ConfigError, match=rf"saved\.pth has {count} .* config 5.*_CLASSES {count}"):
+        Predictor(other, tmp_path / "output" / "saved.pth")
+    for key, lacks in (("thing_ids", "which classes are things"), ("class_names", "called")):
+        del saved[key]
+        torch.save(saved, tmp_path / "nameless.pth")
+        with pytest.raises(DatasetError, match=rf"gone\.yaml does not exist.*nameless.*{lacks}"):
+            Predictor(sample_cfg, tmp_path / "nameless.pth")
     sample_cfg.DATASETS.CATALOG = ""
     predictor = Predictor(sample_cfg, tmp_path / "nameless.pth")
     assert predictor.categories[0] == "class 0"

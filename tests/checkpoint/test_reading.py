@@ -181,6 +181,15 @@ def test_damaged_files_are_named(tmp_path, kind):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("thing_ids", [[0, 2], [-1], [0]])
+def test_things_are_among_the_classes(tmp_path, thing_ids):
+    names = {} if thing_ids == [0] else {"class_names": ["nut", "table"]}
+    content = {"model": WEIGHTS, "thing_ids": thing_ids} | names
+    path = write(tmp_path / "x.pth", content, "zip")
+    with pytest.raises(ConfigError, match=r"x\.pth.*its thing_ids, .* are not all indices"):
+        read_state_dict(path)
+
+
 @pytest.mark.parametrize("kind", ["pickle", "zip", "legacy"])
 def test_damage_anywhere_is_one_line(tmp_path, kind):
     path = write(tmp_path / "x.pth", {"model": arrays() if kind == "pickle" else WEIGHTS}, kind)

@@ -1,6 +1,8 @@
 """The sample data set: deterministic, and every format says the same about every pixel."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -212,3 +214,13 @@ def test_a_race_is_won_by_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(sample, "write_split", overtaken)
     assert generate_sample_dataset(target, num_train=1, num_val=1) == target
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    tool = Path(__file__).resolve().parents[2] / "tools" / "make_sample_dataset.py"
+    arguments = [tmp_path / "set", "--train", "2", "--val", "1", "--seed", "0"]
+    monkeypatch.setattr(sys, "argv", [str(tool), *map(str, arguments)])
+    runpy.run_path(str(tool), run_name="__main__")
+    assert "2 + 1 pictures" in capsys.readouterr().out
+    by_default = generate_sample_dataset(tmp_path / "default", num_train=2, num_val=1)
+    assert contents(tmp_path / "set") == contents(by_default)

@@ -202,6 +202,15 @@ def test_a_wrong_export_is_found(stubbed):
         assert not any(result.agrees for result in compare(stubbed, task, wrong, SHAPES)), task
 
 
+def test_cityscapes_instances_are_called_after_things(tiny_cfg):
+    """Its sets list the names of all classes, too."""
+    tiny_cfg.DATASETS.TEST = ("cityscapes_fine_instance_seg_val",)
+    tiny_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 8
+    metadata = export.metadata_for_export(tiny_cfg, "instance")
+    assert json.loads(metadata["classes"])[:2] == ["person", "rider"]
+    assert len(json.loads(metadata["classes"])) == 8
+
+
 @needs_onnx
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_example_without_torch(tiny_cfg, stubbed, task, tmp_path):

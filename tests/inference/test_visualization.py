@@ -206,7 +206,7 @@ def test_huge_raw_pictures_are_shown_between_the_quantiles_of_some_pixels():
 
 
 def test_results_carry_the_category_ids_of_the_data_set(prediction, metadata, tmp_path):
-    writer = ResultWriter(tmp_path, metadata, prediction.tasks)
+    writer = ResultWriter(tmp_path, metadata, metadata.stuff_classes, prediction.tasks)
     writer.add("a", "a.jpg", prediction)
     writer.close()
     things = metadata.thing_dataset_id_to_contiguous_id

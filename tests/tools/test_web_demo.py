@@ -16,10 +16,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from halves import LIMITS, NAMES, Halves, save_picture, web_demo
+from halves import LIMITS, NAMES, QUERIES, Halves, save_picture, web_demo
 from PIL import Image
+from web import segmenting
 from web.page import request_handler
-from web.segmenting import MOST_SEEN, PictureError, Segmenter, check, table, write_zip
+from web.segmenting import PictureError, Segmenter, check, table, write_zip
 from web.viewer import html_of
 
 from mask2former.errors import UserError
@@ -137,10 +138,27 @@ def test_the_model_sees_a_picture_once(predictor, picture, tmp_path):
     os.utime(picture, (1, 1))
     segmenter(picture, Options(tasks=("panoptic",), score_threshold=0.5))
     assert len(predictor.calls) == 2 and not predictor.calls[1].any()
-    for number in range(9):
-        Image.new("RGB", (9, 9)).save(tmp_path / f"{number}.png")
-        segmenter(tmp_path / f"{number}.png", Options(tasks=("panoptic",), score_threshold=0.5))
-    assert len(segmenter.seen) == MOST_SEEN
+
+
+def test_what_was_seen_is_forgotten(predictor, tmp_path, monkeypatch):
+    """Beyond some memory, those that were not used for longest; and files that are deleted."""
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path in paths:
+        Image.new("RGB", (64, 64)).save(path)
+    segmenter, options = (
+        Segmenter(predictor, LIMITS),
+        Options(tasks=("panoptic",), score_threshold=0.5),
+    )
+    segmenter(paths[0], options)
+    (kept,) = segmenter.seen.values()
+    monkeypatch.setattr(segmenting, "MOST_KEPT", 3 * kept.mask_logits.nbytes)
+    for number in (1, 2, 0, 3):
+        segmenter(paths[number], options)
+    assert [path for path, _ in segmenter.seen] == [paths[i] for i in (2, 0, 3)]
+    paths[0].unlink()
+    segmenter(paths[3], options)
+    assert [path for path, _ in segmenter.seen] == [paths[i] for i in (2, 3)]
+    assert len(predictor.calls) == 4
 
 
 def test_animation(predictor, tmp_path):
@@ -192,7 +210,7 @@ def test_options_reach_the_predictor(predictor, picture):
 @pytest.mark.parametrize("task", TASKS)
 def test_table(predictor, task):
     options = Options(tasks=(task,), score_threshold=0.0)
-    prediction = predictor.segment("queries", (50, 61), options)
+    prediction = predictor.segment(QUERIES, (50, 61), options)
     rows, labels = table(prediction, (100, 122))
     assert [row.name for row in rows] == (["car", NAMES[0]] if task != "instance" else list(NAMES))
     car = next(row for row in rows if row.name == "car")
@@ -228,7 +246,7 @@ def test_colours(predictor, picture):
 )
 def test_zip(predictor, picture, tmp_path, task, names):
     result = Segmenter(predictor, LIMITS)(picture, Options(tasks=(task,), score_threshold=0.5))
-    with zipfile.ZipFile(write_zip(result, predictor.metadata, tmp_path)) as archive:
+    with zipfile.ZipFile(write_zip(result, predictor, tmp_path)) as archive:
         assert sorted(archive.namelist()) == names and archive.testzip() is None
         if task == "instance":
             found = json.loads(archive.read("instances.json"))
@@ -276,3 +294,20 @@ def test_the_error_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(web_demo.__file__, run_name="__main__")
     assert re.fullmatch("error: there is no .*`make quickstart`.*\n", capsys.readouterr().err)
+
+
+def test_samples_are_what_browsers_show(tmp_path):
+    for name in ("a.png", "b.tif", "c.JPG"):
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    assert web_demo.find_samples([str(tmp_path)]) == [tmp_path / "a.png", tmp_path / "c.JPG"]
+    with pytest.raises(UserError, match=r"b\.tif names no picture that a browser can show"):
+        web_demo.find_samples([str(tmp_path / "b.tif")])
+
+
+@pytest.mark.parametrize("option", ["--max-upload-mb", "--max-pixels", "--most-waiting"])
+@pytest.mark.parametrize("value", ["0", "inf", "many"])
+def test_limits_are_numbers(monkeypatch, capsys, option, value):
+    monkeypatch.setattr(sys, "argv", ["web_demo.py", option, value])
+    with pytest.raises(SystemExit, match="2"):
+        web_demo.parse_arguments()
+    assert f"argument {option}: " in capsys.readouterr().err

@@ -297,7 +297,7 @@ def request_handler(segmenter: Segmenter) -> Callable[..., Iterator[tuple[str, g
             result = segmenter(Path(path), options, color_blind=color_blind)
             # gradio copies the file into its cache before it goes on here.
             with tempfile.TemporaryDirectory() as folder:
-                archive = write_zip(result, segmenter.predictor.metadata, Path(folder))
+                archive = write_zip(result, segmenter.predictor, Path(folder))
                 yield html_of(result), gr.DownloadButton(value=str(archive), interactive=True)
         except Exception as error:
             if not isinstance(error, UserError):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from detectron2.data.catalog import Metadata
 from PIL import Image
 from scipy import ndimage
 
@@ -30,9 +29,7 @@ from mask2former.inference.visualization import fit_labels
 from mask2former.modeling.meta_arch import QueryPrediction
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # those that Pillow decodes by itself
-
-
-MOST_SEEN = 4  # files; of each the masks are kept, some 20 MB
+MOST_KEPT = 128 << 20  # bytes of masks of pictures seen before; one is 10 to 100 MB
 
 
 class PictureError(UserError):
@@ -105,12 +102,15 @@ def check(path: Path, limits: Limits) -> None:
 
 
 class Segmenter:
-    """A predictor behind limits, with the colours that its predictions are drawn in."""
+    """A predictor behind limits, with the colours that its predictions are drawn in.
+
+    For one request at a time.
+    """
 
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
         self.predictor = predictor
         self.limits = limits
-        # What the model said of the last files: a slider need not ask it again.
+        # What the model said of files, the last used last: a slider need not ask it again.
         self.seen: dict[tuple[Path, int], QueryPrediction] = {}
         self.colors = {
             safe: drawing_metadata(predictor.metadata, predictor.categories, color_blind_safe=safe)
@@ -139,11 +139,14 @@ class Segmenter:
     def _look_at(self, image: np.ndarray, path: Path) -> QueryPrediction:
         """What the model says of a file's picture."""
         key = path, path.stat().st_mtime_ns
-        if key not in self.seen:
-            while len(self.seen) >= MOST_SEEN:
-                del self.seen[next(iter(self.seen))]
-            self.seen[key] = self.predictor.predict(self.predictor.resized(image))
-        return self.seen[key]
+        self.seen = {known: kept for known, kept in self.seen.items() if known[0].exists()}
+        looked = self.seen.pop(key, None)
+        if looked is None:
+            looked = self.predictor.predict(self.predictor.resized(image))
+        self.seen[key] = looked
+        while sum(kept.mask_logits.nbytes for kept in self.seen.values()) > MOST_KEPT:
+            del self.seen[next(iter(self.seen))]
+        return looked
 
 
 def _for_the_uploader(error: DatasetError, path: Path) -> str:
@@ -194,10 +197,11 @@ def _segments(prediction: Prediction, size: tuple[int, int]) -> Iterator[tuple[R
                 yield Row(name, "class", None, int(areas[i]), 0, box), shown == i
 
 
-def write_zip(result: Result, metadata: Metadata, folder: Path) -> Path:
+def write_zip(result: Result, predictor: Predictor, folder: Path) -> Path:
     """Write the drawing, and the results as :class:`ResultWriter` has them, into one archive."""
     contents = folder / "contents"
-    writer = ResultWriter(contents, metadata, result.prediction.tasks)
+    tasks = result.prediction.tasks
+    writer = ResultWriter(contents, predictor.metadata, predictor.categories, tasks)
     writer.add(result.name, result.name, result.prediction)
     writer.close()
     Image.fromarray(result.drawing).save(contents / "overlay.png")

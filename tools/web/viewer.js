@@ -12,6 +12,7 @@ async function load() {
   const image = find(".labels");
   if (!image) return;
   await image.decode();
+  if (!image.isConnected) return; // a newer answer has come meanwhile
   const canvas = document.createElement("canvas");
   canvas.width = image.naturalWidth;
   canvas.height = image.naturalHeight;
@@ -63,7 +64,7 @@ function pointAt(event) {
   const tip = find(".tip");
   highlight(number || chosen);
   if (!tip) return;
-  tip.textContent = !row && number ? rowOf(number).dataset.tip : "";
+  tip.textContent = !row && number ? rowOf(number)?.dataset.tip ?? "" : "";
   if (tip.textContent) {
     const box = find(".stage").getBoundingClientRect();
     const right = box.width - tip.offsetWidth;
