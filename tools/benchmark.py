@@ -15,12 +15,14 @@
 ``postprocessing``: from logits to segmentations, against the published order of work.
 ``evaluation``: figures from files of predictions, against the tools of the field.
 ``loading``: a mapper, pictures and masks, against the published order of work.
+
+Times are medians, with the least and the most in parentheses; --json FILE keeps them.
 """
 
 import argparse
 
 import torch
-from benchmarking import evaluation, inference, loading, op, postprocessing, training
+from benchmarking import Report, evaluation, inference, loading, op, postprocessing, training
 
 from mask2former.errors import report_user_errors
 
@@ -44,7 +46,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    COMMANDS[args.command].run(args)
+    report = Report(args.json)
+    COMMANDS[args.command].run(args, report)
+    report.close()
 
 
 if __name__ == "__main__":

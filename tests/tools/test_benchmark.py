@@ -28,10 +28,11 @@ def benchmark(monkeypatch, capsys):
 @pytest.mark.skipif(backend("cpu").name != "compiled", reason="there is no compiled op")
 def test_op(benchmark):
     output = benchmark("op", "--size", "64", "96", "--repeats", "1", "--dtype", "bfloat16")
-    rows = {line.split()[0]: line.split()[1:] for line in output.splitlines() if "|" not in line}
-    assert float(rows["compiled"][2]) < 0.02
-    assert re.fullmatch(r"\d+\.\d\d", rows["ratio"][0])
-    assert re.search(r"fused \d+\.\d\d ms, .* \(ratio \d+\.\d\d\)", output)
+    timing = r"[\d.]+ \([\d.]+ to [\d.]+\)"
+    error = re.search(rf"^compiled +{timing} +{timing} +(\S+)", output, re.MULTILINE)[1]
+    assert float(error) < 0.02
+    assert re.search(r"ratio: forward \d+\.\d, backward \d+\.\d", output)
+    assert re.search(rf"fused {timing} ms, .* \(ratio \d+\.\d\d\)", output)
 
 
 @pytest.fixture
@@ -93,16 +94,30 @@ def test_loading(benchmark, sample_root, polygons, mapper):
         assert different < 1e-2 * area
 
 
-def test_inference(benchmark, sample_root):
+def test_inference(benchmark, sample_root, tmp_path):
     config = TOOL.parents[1] / "configs" / "quickstart.yaml"
     catalog = sample_root / "catalog.yaml"
     output = benchmark(
         *("inference", "--config-file", config, "--size", 64, 96, "--repeats", 1),
-        *("--no-huggingface", "MODEL.DEVICE", "cpu", "DATASETS.CATALOG", catalog),
+        *("--no-huggingface", "--json", tmp_path / "figures.json"),
+        *("MODEL.DEVICE", "cpu", "DATASETS.CATALOG", catalog, "TEST.PRECISION", "bfloat16"),
     )
-    parts = dict(re.findall(r"^(\S.*?)  +(\d+)$", output, re.MULTILINE))
-    assert {"backbone", "pixel decoder", "transformer decoder", "total"} <= set(parts)
-    assert 0 < float(re.search(r"share of the roofline (\d\.\d\d)", output)[1]) <= 1.2
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    parts = {part[""]: part["ms"]["median"] for part in figures["parts"]}
+    total = parts.pop("total")
+    assert set(parts) == {"backbone", "pixel decoder", "transformer decoder", "post-processing"}
+    assert sum(parts.values()) == pytest.approx(total)
+    assert 0 < figures["roofline"] <= 1.2
+    assert 1e-4 < figures["mask_drift"] < 0.2  # it is the model in bfloat16 that is compared
+    assert f"mask logits {figures['mask_drift']:.1e}" in output
+    assert figures["command"].startswith("inference")
+
+
+def test_folder_of_json_is_checked_first(benchmark, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        benchmark("postprocessing", "--json", tmp_path / "missing" / "figures.json")
+    captured = capsys.readouterr()
+    assert "there is no folder" in captured.err and not captured.out
 
 
 def test_postprocessing(benchmark):
@@ -133,6 +148,6 @@ def test_training(benchmark, sample_root):
         *("--repeats", 1, "--batch", 2, "--no-huggingface"),
         *("MODEL.DEVICE", "cpu", "DATASETS.CATALOG", catalog),
     )
-    figures = dict(re.findall(r"^(\S.*?)  +(\S+)$", output, re.MULTILINE))
+    figures = dict(re.findall(r"^(\S.*?)  +([\d.e+-]+)", output, re.MULTILINE))
     for name in ("forward ms", "backward ms", "optimizer ms", "step ms", "peak GB", "first loss"):
         assert float(figures[name]) > 0

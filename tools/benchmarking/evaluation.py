@@ -21,7 +21,6 @@ import pycocotools.mask
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tabulate import tabulate
 from tqdm import trange
 
 from mask2former.data.panoptic_png import id2rgb
@@ -29,7 +28,7 @@ from mask2former.errors import positive
 from mask2former.evaluation.instance import average_precision
 from mask2former.evaluation.panoptic import panoptic_quality
 
-from . import add_common_arguments, describe_machine
+from . import Report, add_common_arguments
 
 NUM_CLASSES = 80
 SIDES = ("truth", "prediction")
@@ -42,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser, repeats=None)
 
 
-def run(args: argparse.Namespace) -> None:
-    print(describe_machine())
+def run(args: argparse.Namespace, report: Report) -> None:
+    report.machine()
     height, width = args.size
     print(f"{args.pictures} x {height} x {width}, {args.objects} objects in a picture")
     with tempfile.TemporaryDirectory() as name:
@@ -51,8 +50,7 @@ def run(args: argparse.Namespace) -> None:
         write_files(folder, args)
         rows = [compare_instances(folder, kind) for kind in ("segm", "bbox")]
         rows.insert(0, compare_panoptic(folder))
-    headers = ["", "s", "reference s", "ratio", "difference"]
-    print(tabulate(rows, headers=headers, floatfmt=("", ".2f", ".2f", ".1f", ".1e")))
+    report.table("evaluation", rows, floats=("", ".2f", ".2f", ".1f", ".1e"))
 
 
 def write_files(folder: Path, args: argparse.Namespace) -> None:
@@ -111,20 +109,19 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - started
 
 
-def compare_panoptic(folder: Path) -> list[Any]:
+def compare_panoptic(folder: Path) -> dict[str, Any]:
     files = [folder / f"panoptic_{side}.json" for side in SIDES]
     folders = [folder / side for side in SIDES]
     ours, seconds = timed(lambda: panoptic_quality(*files, *folders))
     if importlib.util.find_spec("panopticapi") is None:
-        return ["PQ (panopticapi is not installed)", seconds]
+        return row("PQ (panopticapi is not installed)", seconds)
     from panopticapi.evaluation import pq_compute
 
     theirs, reference = timed(lambda: pq_compute(*map(str, files), *map(str, folders)))
-    difference = abs(ours["All"]["pq"] - theirs["All"]["pq"])
-    return ["PQ", seconds, reference, reference / seconds, difference]
+    return row("PQ", seconds, reference, abs(ours["All"]["pq"] - theirs["All"]["pq"]))
 
 
-def compare_instances(folder: Path, kind: str) -> list[Any]:
+def compare_instances(folder: Path, kind: str) -> dict[str, Any]:
     files = [folder / f"instances_{side}.json" for side in SIDES]
     ours, seconds = timed(lambda: average_precision(*files, iou_type=kind))
 
@@ -137,5 +134,12 @@ def compare_instances(folder: Path, kind: str) -> list[Any]:
         return evaluation.stats[0]
 
     theirs, reference_seconds = timed(reference)
-    ratio = reference_seconds / seconds
-    return [f"AP {kind}", seconds, reference_seconds, ratio, abs(ours["AP"] - theirs)]
+    return row(f"AP {kind}", seconds, reference_seconds, abs(ours["AP"] - theirs))
+
+
+def row(
+    name: str, seconds: float, reference: float | None = None, difference: float | None = None
+) -> dict[str, Any]:
+    ratio = None if reference is None else reference / seconds
+    times = {"s": seconds, "reference s": reference, "ratio": ratio}
+    return {"": name} | times | {"difference": difference}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from tabulate import tabulate
+from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,7 +23,15 @@ from mask2former.config import adapt_to_machine
 from mask2former.errors import positive
 from mask2former.modeling.fusion import prepare_for_inference
 
-from . import add_common_arguments, describe_machine, measure, peak_memory, synchronize
+from . import (
+    Report,
+    Timing,
+    add_common_arguments,
+    copy_rate,
+    measure,
+    peak_memory,
+    synchronize,
+)
 from .huggingface import transformers_model
 
 SURE_QUERIES = 0.2
@@ -39,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @torch.no_grad()
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, report: Report) -> None:
     cfg = load_config(args.config_file, args.opts)
     adapt_to_machine(cfg)
     device = cfg.MODEL.DEVICE
@@ -51,18 +59,22 @@ def run(args: argparse.Namespace) -> None:
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     prepare_for_inference(model, cfg.TEST.COMPILE)
     times = parts_of(model, inputs, args.repeats, device)
-    ideal = time_of_products(model, inputs, device)
 
-    print(describe_machine(device))
-    print(f"{args.config_file}, {args.batch} x {height} x {width}; medians of {args.repeats}")
-    rows = [[name, ms] for name, ms in times.items()]
-    rows.append(["products and convolutions alone", ideal])
-    print(tabulate(rows, headers=["", "ms"], floatfmt=".0f"))
-    print(f"share of the roofline {ideal / times['total']:.2f}, peak memory {memory:.2f} GB")
-    if args.no_huggingface:
-        return
-    outputs = model.sem_seg_head(model.backbone(normalised(model, inputs)))
-    compare(cfg, state, normalised(model, inputs), outputs, times, args)
+    report.machine(device)
+    print(
+        f"{args.config_file}, {args.batch} x {height} x {width}, {cfg.TEST.PRECISION}; "
+        f"medians of {args.repeats}"
+    )
+    report.table("parts", [{"": name, "ms": ms} for name, ms in times.items()])
+    report_roofline(model, inputs, times["total"], device, report)
+    report.figures("peak memory {peak_gb:.2f} GB", peak_gb=memory)
+    images = normalised(model, inputs)
+    exact = model.sem_seg_head(model.backbone(images))
+    if model.test_precision != torch.float32:
+        with model.autocast():
+            report_drift(model.sem_seg_head(model.backbone(images)), exact, report)
+    if not args.no_huggingface:
+        compare(cfg, state, images, exact, times, args, report)
 
 
 def model_and_inputs(
@@ -111,21 +123,23 @@ def normalised(model: nn.Module, inputs: list[dict[str, Any]]) -> Tensor:
 
 def parts_of(
     model: nn.Module, inputs: list[dict[str, Any]], repeats: int, device: str
-) -> dict[str, float]:
-    """Median milliseconds of the parts, and of all of it."""
+) -> dict[str, Timing]:
+    """Milliseconds of the parts, and of all of it."""
     parts = {
         "backbone": model.backbone,
         "pixel decoder": model.sem_seg_head.pixel_decoder,
         "transformer decoder": model.sem_seg_head.predictor,
+        "total": model,
     }
     spent: dict[str, list[float]] = {name: [] for name in parts}
     with contextlib.ExitStack() as stack:
         for name, part in parts.items():
             stack.enter_context(timed(part, spent[name], device))
-        total = measure(lambda: model(inputs), repeats, device)
-    medians = {name: sorted(times[2:])[repeats // 2] for name, times in spent.items()}
-    medians["post-processing"] = total - sum(medians.values())
-    return medians | {"total": total}
+        measure(lambda: model(inputs), repeats, device)
+    total = spent.pop("total")
+    spent["post-processing"] = [whole - sum(rest) for whole, *rest in zip(total, *spent.values())]
+    spent["total"] = total
+    return {name: Timing.of(times[2:]) for name, times in spent.items()}  # two to warm up
 
 
 @contextlib.contextmanager
@@ -143,33 +157,83 @@ def timed(module: nn.Module, times: list[float], device: str) -> Iterator[None]:
         after.remove()
 
 
-def time_of_products(model: nn.Module, inputs: list[dict[str, Any]], device: str) -> float:
-    """Milliseconds that the products and convolutions take at the rates measured here."""
+def report_roofline(
+    model: nn.Module, inputs: list[dict[str, Any]], total: Timing, device: str, report: Report
+) -> None:
+    """How long products and convolutions take at the rates that are measured here, in the model's
+    precision; and how long results would, were they copied.
+    """
     counter = FlopCounterMode(display=False)
     with counter:
-        model(inputs)
+        results = model(inputs)
     counts = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
     convolutions = sum(flops for op, flops in counts.items() if "convolution" in op)
     products = sum(counts.values()) - convolutions
 
-    matrix = torch.randn(2048, 2048, device=device)
-    conv = nn.Conv2d(256, 256, 3, padding=1).to(device, memory_format=torch.channels_last)
-    maps = torch.randn(1, 256, 128, 128, device=device).to(memory_format=torch.channels_last)
-    rates = [
-        2 * 2048**3 / measure(lambda: matrix @ matrix, 5, device),
-        2 * 256**2 * 9 * 128**2 / measure(lambda: conv(maps), 5, device),
-    ]
-    print(f"measured here: {rates[0] / 1e6:.0f} GFLOP/s in products, {rates[1] / 1e6:.0f} in 3x3")
-    return products / rates[0] + convolutions / rates[1]
+    like = {"device": device, "dtype": model.test_precision}
+    matrix = torch.randn(2048, 2048, **like)
+    conv = nn.Conv2d(256, 256, 3, padding=1).to(**like, memory_format=torch.channels_last)
+    maps = torch.randn(1, 256, 128, 128, **like).to(memory_format=torch.channels_last)
+    product_rate = 2 * 2048**3 / 1e6 / measure(lambda: matrix @ matrix, 5, device).median
+    conv_rate = 2 * 256**2 * 9 * 128**2 / 1e6 / measure(lambda: conv(maps), 5, device).median
+    rate = copy_rate(device)
+    ideal = (products / product_rate + convolutions / conv_rate) / 1e6
+    report.figures(
+        "measured here: {gflop_per_s:.0f} GFLOP/s in products, {conv_gflop_per_s:.0f} in 3x3 "
+        "convolutions, {copy_gb_per_s:.1f} GB/s in copies",
+        gflop_per_s=product_rate,
+        conv_gflop_per_s=conv_rate,
+        copy_gb_per_s=rate,
+    )
+    report.figures(
+        "at these rates, products and convolutions alone take {products_ms:.0f} ms: share of the "
+        "roofline {roofline:.2f}; a copy of the results {results_ms:.0f} ms",
+        products_ms=ideal,
+        roofline=ideal / total.median,
+        results_ms=2 * sum(map(bytes_of, results)) / 1e6 / rate,
+    )
+
+
+def bytes_of(result: Any) -> int:
+    """Of the tensors in a nested result."""
+    if isinstance(result, Tensor):
+        return result.nbytes
+    if isinstance(result, Instances):
+        return bytes_of(result.get_fields())
+    if isinstance(result, dict):
+        return sum(map(bytes_of, result.values()))
+    return sum(map(bytes_of, result)) if isinstance(result, list | tuple) else 0
+
+
+def report_drift(outputs: dict[str, Tensor], exact: dict[str, Tensor], report: Report) -> None:
+    """How far a lower precision moves the outputs of the same weights."""
+    report.figures(
+        "drift from float32: class logits {class_drift:.1e}, mask logits {mask_drift:.1e} of the "
+        "largest; the same class for {same_classes:.3f} of the queries, the same side of 0 for "
+        "{same_masks:.5f} of their mask pixels",
+        class_drift=difference(outputs["pred_logits"], exact["pred_logits"]),
+        mask_drift=difference(outputs["pred_masks"], exact["pred_masks"]),
+        same_classes=same(outputs["pred_logits"].argmax(-1), exact["pred_logits"].argmax(-1)),
+        same_masks=same(outputs["pred_masks"] > 0, exact["pred_masks"] > 0),
+    )
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    return ((one.float() - other).abs().max() / other.abs().max()).item()
+
+
+def same(one: Tensor, other: Tensor) -> float:
+    return (one == other).float().mean().item()
 
 
 def compare(
     cfg: CfgNode,
     state: dict[str, Tensor],
     images: Tensor,
-    outputs: dict[str, Tensor],
-    times: dict[str, float],
+    exact: dict[str, Tensor],
+    times: dict[str, Timing],
     args: argparse.Namespace,
+    report: Report,
 ) -> None:
     """Hugging Face's model of the same weights: times, and how far its logits are."""
     theirs = transformers_model(cfg, state, images.device)
@@ -190,22 +254,20 @@ def compare(
     device = cfg.MODEL.DEVICE
     forward = measure(lambda: theirs(images), args.repeats, device)
     after = measure(lambda: post(result, target_sizes=sizes), args.repeats, device)
-    ours = times["total"] - times["post-processing"]
+    ours = times["total"].median - times["post-processing"].median
     rows = [
-        ["forward", ours, forward, forward / ours],
-        [
-            "with post-processing",
-            times["total"],
-            forward + after,
-            (forward + after) / times["total"],
-        ],
+        ("forward", ours, forward.median),
+        ("with post-processing", times["total"].median, forward.median + after.median),
     ]
-    headers = ["", "ms", "transformers ms", "ratio"]
-    print(tabulate(rows, headers=headers, floatfmt=("", ".0f", ".0f", ".2f")))
+    report.table(
+        "transformers",
+        [{"": n, "ms": ms, "transformers ms": other, "ratio": other / ms} for n, ms, other in rows],
+        floats=("", ".0f", ".0f", ".2f"),
+    )
     print(f"(transformers {transformers.__version__} makes one segmentation: {post.__name__})")
-    for name, mine, other in (
-        ("class", outputs["pred_logits"], result.class_queries_logits),
-        ("mask", outputs["pred_masks"], result.masks_queries_logits),
-    ):
-        difference = (mine - other).abs().max() / other.abs().max()
-        print(f"largest difference of {name} logits: {difference:.1e} of the largest")
+    report.figures(
+        "in float32, class logits differ by {class_difference:.1e}, mask logits by "
+        "{mask_difference:.1e} of the largest",
+        class_difference=difference(exact["pred_logits"], result.class_queries_logits),
+        mask_difference=difference(exact["pred_masks"], result.masks_queries_logits),
+    )

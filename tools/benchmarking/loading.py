@@ -16,7 +16,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode, polygons_to_bitmask
-from tabulate import tabulate
 
 from mask2former import load_config
 from mask2former.data import MAPPERS
@@ -24,7 +23,7 @@ from mask2former.data.augmentation import build_large_scale_jitter
 from mask2former.data.panoptic_png import rgb2id
 from mask2former.errors import UserError, positive
 
-from . import add_common_arguments, describe_machine, measure
+from . import Report, add_common_arguments, measure
 
 Mapper = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -37,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, report: Report) -> None:
     cfg = load_config(args.config_file, args.opts)
     name = cfg.INPUT.DATASET_MAPPER_NAME
     if not name.endswith("_lsj"):
@@ -48,14 +47,17 @@ def run(args: argparse.Namespace) -> None:
     mappers = {"Mask2Former": MAPPERS[name](cfg), "published order": published_order(cfg, name)}
     outputs = {key: mapped(mapper, records) for key, mapper in mappers.items()}
     times = {
-        key: measure(lambda m=mapper: mapped(m, records), args.repeats) / len(records)
+        key: measure(lambda m=mapper: mapped(m, records), args.repeats)
         for key, mapper in mappers.items()
     }
-    print(describe_machine())
-    rows = [[key, time, 1000 / time] for key, time in times.items()]
-    rows.append(["ratio", rows[1][1] / rows[0][1], None])
-    print(tabulate(rows, headers=["", "ms a picture", "pictures a second"], floatfmt=".2f"))
-    report_differences(*outputs.values())
+    report.machine()
+    rows = [
+        {"": key, f"ms for {len(records)}": time, "a second": 1000 * len(records) / time.median}
+        for key, time in times.items()
+    ]
+    report.table("loading", rows, floats=".1f")
+    report.figures("ratio {ratio:.2f}", ratio=rows[0]["a second"] / rows[1]["a second"])
+    report_differences(*outputs.values(), report)
 
 
 def mapped(mapper: Mapper, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -63,7 +65,9 @@ def mapped(mapper: Mapper, records: list[dict[str, Any]]) -> list[dict[str, Any]
     return [mapper(record) for record in records]
 
 
-def report_differences(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+def report_differences(
+    ours: list[dict[str, Any]], theirs: list[dict[str, Any]], report: Report
+) -> None:
     pictures = masks = pixels = 0
     for x, y in zip(ours, theirs):
         pictures += not torch.equal(x["image"], y["image"])
@@ -72,10 +76,16 @@ def report_differences(ours: list[dict[str, Any]], theirs: list[dict[str, Any]])
         different = x["instances"].gt_masks ^ y["instances"].gt_masks.bool()
         masks += int(different.flatten(1).any(1).sum())
         pixels += int(different.sum())
-    count = sum(len(x["instances"]) for x in ours)
-    area = sum(int(x["instances"].gt_masks.sum()) for x in ours)
-    print(f"{pictures} of {len(ours)} pictures differ, {masks} of {count} masks,")
-    print(f"in {pixels} pixels of {area}")
+    report.figures(
+        "{pictures_that_differ} of {pictures} pictures differ, {masks_that_differ} of {masks} "
+        "masks,\nin {pixels_that_differ} pixels of {pixels}",
+        pictures_that_differ=pictures,
+        pictures=len(ours),
+        masks_that_differ=masks,
+        masks=sum(len(x["instances"]) for x in ours),
+        pixels_that_differ=pixels,
+        pixels=sum(int(x["instances"].gt_masks.sum()) for x in ours),
+    )
 
 
 def published_order(cfg: CfgNode, name: str) -> Mapper:

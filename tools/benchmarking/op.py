@@ -8,7 +8,6 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 
 from mask2former.errors import UserError, positive
@@ -19,7 +18,7 @@ from mask2former_ops import (
     ms_deform_attn_reference,
 )
 
-from . import add_common_arguments, describe_machine, measure
+from . import Report, Timing, add_common_arguments, copy_rate, measure
 
 STRIDES = (32, 16, 8)
 HEADS, CHANNELS, POINTS = 8, 32, 4
@@ -35,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser, repeats=9)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, report: Report) -> None:
     status = backend(torch.device(args.device).type)
     if status.name != "compiled":
         raise UserError(f"there is nothing to compare on {args.device}: {status.reason}")
@@ -55,20 +54,35 @@ def run(args: argparse.Namespace) -> None:
             "forward": lambda f=function: f(*detached(value, shapes, locations, weights)),
             "backward": lambda o=output: torch.autograd.grad(o, inputs, grad, retain_graph=True),
         }
-        medians = {key: measure(run, args.repeats, args.device) for key, run in times.items()}
-        rows.append([name, *medians.values(), output_error, gradient_error])
-    rows.append(["ratio", rows[1][1] / rows[0][1], rows[1][2] / rows[0][2], None, None])
-    print(describe_machine(args.device))
+        row = {f"{k} ms": measure(run, args.repeats, args.device) for k, run in times.items()}
+        errors = {"output error": output_error, "gradient error": gradient_error}
+        rows.append({"": name} | row | errors)
+    report.machine(args.device)
     print(
         f"{args.size[0]} x {args.size[1]}, batch {args.batch}, {args.dtype}; "
         f"medians of {args.repeats}"
     )
-    headers = ["", "forward ms", "backward ms", "output error", "gradient error"]
-    print(tabulate(rows, headers=headers, floatfmt=("", ".2f", ".2f", ".1e", ".1e")))
+    report.table("op", rows, floats=".1e")
+    report.figures(
+        "ratio: forward {forward_ratio:.1f}, backward {backward_ratio:.1f}",
+        forward_ratio=rows[1]["forward ms"].median / rows[0]["forward ms"].median,
+        backward_ratio=rows[1]["backward ms"].median / rows[0]["backward ms"].median,
+    )
     fused, steps = measure_projected(args, shapes, inputs)
-    print(
-        f"from offsets and logits, forward: fused {fused:.2f} ms, softmax and locations first "
-        f"{steps:.2f} ms (ratio {steps / fused:.2f})"
+    report.figures(
+        "from offsets and logits, forward: fused {fused_ms} ms, softmax and locations first "
+        "{steps_ms} ms (ratio {fused_ratio:.2f})",
+        fused_ms=fused,
+        steps_ms=steps,
+        fused_ratio=steps.median / fused.median,
+    )
+    moved = sum(tensor.nbytes for tensor in (*inputs, output))
+    rate = copy_rate(args.device)
+    report.figures(
+        "reading the inputs and writing the output once takes {copy_ms:.2f} ms at the rate of "
+        "copies measured here, {copy_gb_per_s:.1f} GB/s",
+        copy_ms=moved / 1e6 / rate,
+        copy_gb_per_s=rate,
     )
     print(
         "errors against float64, relative to the largest value: the largest of the output, the mean"
@@ -78,8 +92,8 @@ def run(args: argparse.Namespace) -> None:
 
 def measure_projected(
     args: argparse.Namespace, shapes: list[tuple[int, int]], inputs: list[Tensor]
-) -> tuple[float, float]:
-    """Milliseconds from offsets and logits to the output: the fused operator, and its steps."""
+) -> tuple[Timing, Timing]:
+    """From offsets and logits to the output: the fused operator, and its steps."""
     value, locations, weights = (tensor.detach() for tensor in inputs)
     reference = locations.mean((0, 2, 3, 4))  # (Q, 2)
     offsets, logits = locations - reference[:, None, None, None], weights.log()

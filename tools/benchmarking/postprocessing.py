@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,7 +23,7 @@ from mask2former.modeling.postprocessing import (
 )
 from mask2former.modeling.row_maps import RowMaps
 
-from . import add_common_arguments, describe_machine, measure
+from . import Report, add_common_arguments, measure
 
 THRESHOLD = 0.8  # of scores and of overlaps, as in the published COCO configs
 
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @torch.no_grad()
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, report: Report) -> None:
     logits = make_logits(args)
     size, things = tuple(args.size), range(args.things)
 
@@ -67,14 +66,23 @@ def run(args: argparse.Namespace) -> None:
     }
     rows = []
     for name, functions in tasks.items():
-        times = [measure(function, args.repeats, args.device) for function in functions]
-        peaks = [peak_megabytes(function) for function in functions]
-        rows.append([name, *times, times[1] / times[0], *peaks, peaks[0] / peaks[1]])
-    print(describe_machine(args.device))
+        ours, theirs = (measure(function, args.repeats, args.device) for function in functions)
+        memory, published_memory = (peak_megabytes(function) for function in functions)
+        rows.append(
+            {
+                "": name,
+                "ms": ours,
+                "published ms": theirs,
+                "ratio": theirs.median / ours.median,
+                "MB": memory,
+                "published MB": published_memory,
+                "share": memory / published_memory,
+            }
+        )
+    report.machine(args.device)
     print(f"{args.queries} queries, {size[0]} x {size[1]}; medians of {args.repeats}")
-    headers = ["", "ms", "published ms", "ratio", "MB", "published MB", "share"]
-    print(tabulate(rows, headers=headers, floatfmt=("", ".0f", ".0f", ".1f", ".0f", ".0f", ".2f")))
-    report_agreement(tasks)
+    report.table("postprocessing", rows, floats=("", "", "", ".1f", ".0f", ".0f", ".2f"))
+    report_agreement(tasks, report)
 
 
 def make_logits(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -100,16 +108,22 @@ def peak_megabytes(function: Callable[[], object]) -> float:
     return memory.peak_bytes / 1e6
 
 
-def report_agreement(tasks: dict[str, tuple[Callable[[], Any], Callable[[], Any]]]) -> None:
+def report_agreement(
+    tasks: dict[str, tuple[Callable[[], Any], Callable[[], Any]]], report: Report
+) -> None:
     (ids, segments), (plain_ids, plain_segments) = (f() for f in tasks["panoptic"])
     instances, (plain_masks, plain_scores) = (f() for f in tasks["instance"])
     scores, plain_scores_of_classes = (f() for f in tasks["semantic"])
-    print(
-        f"{len(segments)} and {len(plain_segments)} segments, the same at "
-        f"{(ids == plain_ids).float().mean():.6f} of the pixels; instance masks the same at "
-        f"{(instances.pred_masks == plain_masks).float().mean():.6f}, scores within "
-        f"{(instances.scores - plain_scores).abs().max():.0e}; semantic scores within "
-        f"{(scores - plain_scores_of_classes).abs().max():.0e}"
+    report.figures(
+        "{segments} and {published_segments} segments, the same at {same_pixels:.6f} of the "
+        "pixels; instance masks the same at {same_masks:.6f}, scores within {score_error:.0e}; "
+        "semantic scores within {semantic_error:.0e}",
+        segments=len(segments),
+        published_segments=len(plain_segments),
+        same_pixels=(ids == plain_ids).float().mean().item(),
+        same_masks=(instances.pred_masks == plain_masks).float().mean().item(),
+        score_error=(instances.scores - plain_scores).abs().max().item(),
+        semantic_error=(scores - plain_scores_of_classes).abs().max().item(),
     )
 
 

@@ -6,6 +6,8 @@ own, so that the peaks of memory are its own.
 """
 
 import argparse
+import contextlib
+import itertools
 import multiprocessing
 from typing import Any
 
@@ -13,7 +15,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from tabulate import tabulate
 from torch import Tensor, nn
 
 from mask2former import load_config
@@ -21,7 +22,7 @@ from mask2former.config import adapt_to_machine
 from mask2former.errors import positive
 from mask2former.solver import build_optimizer
 
-from . import add_common_arguments, describe_machine, peak_memory, synchronize
+from . import Report, Timing, add_common_arguments, peak_memory, synchronize
 from .huggingface import transformers_model
 
 
@@ -30,12 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=positive, nargs=2, default=(512, 512), metavar=("H", "W"))
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--objects", type=positive, default=20, help="in a picture")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="autocast of the forward pass, of both models",
+    )
     parser.add_argument("--no-huggingface", action="store_true", help="leave out the comparison")
     add_common_arguments(parser, repeats=3)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, report: Report) -> None:
     cfg = load_config(args.config_file, args.opts)
     adapt_to_machine(cfg)
     kinds = ["here"] if args.no_huggingface else ["here", "transformers"]
@@ -46,19 +53,23 @@ def run(args: argparse.Namespace) -> None:
         if result is not None:
             results[kind] = result
     height, width = args.size
-    print(describe_machine(cfg.MODEL.DEVICE))
+    report.machine(cfg.MODEL.DEVICE)
     print(
         f"{args.config_file}, training step, {args.batch} x {height} x {width}, {args.objects} "
-        f"objects in a picture; medians of {args.repeats}"
+        f"objects in a picture, {args.precision}; medians of {args.repeats}"
     )
-    names = list(results["here"])
-    rows = [[name, *(result[name] for result in results.values())] for name in names]
-    if len(results) == 2:
-        rows = [[*row, row[2] / row[1]] for row in rows]
-    print(tabulate(rows, headers=["", *results, "ratio"], floatfmt=".3g"))
+    rows = []
+    for name in results["here"]:
+        row = {kind: result[name] for kind, result in results.items()}
+        numbers = [x.median if isinstance(x, Timing) else x for x in row.values()]
+        ratio = {"ratio": numbers[1] / numbers[0]} if len(numbers) == 2 else {}
+        rows.append({"": name} | row | ratio)
+    report.table("training", rows, floats=".3g")
 
 
-def measure_steps(kind: str, cfg: CfgNode, args: argparse.Namespace) -> dict[str, float] | None:
+def measure_steps(
+    kind: str, cfg: CfgNode, args: argparse.Namespace
+) -> dict[str, Timing | float] | None:
     """Times, peak memory and the loss of the first step, of the model ``kind``."""
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -82,11 +93,16 @@ def measure_steps(kind: str, cfg: CfgNode, args: argparse.Namespace) -> dict[str
     else:
         step = lambda: sum(model(inputs).values())  # noqa: E731
         optimizer = build_optimizer(cfg, model)
-    spent: dict[str, list[float]] = {"forward ms": [], "backward ms": [], "optimizer ms": []}
+    autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if args.precision != "float32":
+        autocast = torch.autocast(torch.device(device).type, getattr(torch, args.precision))
+    parts = ("forward ms", "backward ms", "optimizer ms", "step ms")
+    spent: dict[str, list[float]] = {name: [] for name in parts}
     losses = []
     for _ in range(args.repeats + 1):  # the first is to warm up
         times = [synchronize(device)]
-        loss = step()
+        with autocast:
+            loss = step()
         losses.append(float(loss))
         times.append(synchronize(device))
         loss.backward()
@@ -94,11 +110,11 @@ def measure_steps(kind: str, cfg: CfgNode, args: argparse.Namespace) -> dict[str
         optimizer.step()
         optimizer.zero_grad()
         times.append(synchronize(device))
-        for name, start, end in zip(spent, times, times[1:]):
+        ends = [*itertools.pairwise(times), (times[0], times[-1])]
+        for name, (start, end) in zip(parts, ends, strict=True):
             spent[name].append(1000 * (end - start))
-    medians = {name: sorted(times[1:])[args.repeats // 2] for name, times in spent.items()}
-    total = {"step ms": sum(medians.values())}
-    return medians | total | {"peak GB": peak_memory(device), "first loss": losses[0]}
+    timings = {name: Timing.of(times[1:]) for name, times in spent.items()}
+    return timings | {"peak GB": peak_memory(device), "first loss": losses[0]}
 
 
 def random_pictures(cfg: CfgNode, args: argparse.Namespace) -> list[dict[str, Any]]:
