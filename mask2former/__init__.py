@@ -6,6 +6,10 @@ its configuration keys.
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .inference import Prediction, Predictor
 
 try:
     with warnings.catch_warnings():
@@ -17,7 +21,6 @@ except ImportError as error:
     doctor = Path(__file__).with_name("doctor.py")
     raise ImportError(f"{error}; to see what is missing, run: python {doctor}") from error
 from .errors import ConfigError, DatasetError, UserError
-from .inference import Prediction, Predictor
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,3 +34,12 @@ __all__ = [
     "load_config",
     "modeling",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what draws and writes results, and all that it needs, once it is used."""
+    if name in ("Prediction", "Predictor"):
+        from . import inference
+
+        return getattr(inference, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from .errors import ConfigError
-from .memory import keep_freed_memory
+from .memory import KEPT_IN_TRAINING, LARGE_BLOCK_IN_TRAINING, keep_freed_memory
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
@@ -43,6 +43,8 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     # torch.compile for inference: "" is off; default, reduce-overhead (CUDA graphs, one for each
     # size of pictures) or max-autotune. The first pictures take minutes.
     cfg.TEST.COMPILE = ""
+    # Hand memory that is free back to the system as soon as possible (on CPUs; slower).
+    cfg.TEST.LOW_MEMORY = False
 
     # --- solver -----------------------------------------------------------------------------
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # or SGD
@@ -234,7 +236,7 @@ def adapt_to_machine(cfg: CfgNode) -> list[str]:
         changes.append("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
         cfg.SOLVER.AMP.ENABLED = False
     if cfg.MODEL.DEVICE == "cpu":
-        keep_freed_memory()
+        keep_freed_memory(KEPT_IN_TRAINING, large_block=LARGE_BLOCK_IN_TRAINING)
     return changes
 
 

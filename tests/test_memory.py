@@ -1,5 +1,4 @@
 import ctypes
-import gc
 import os
 import subprocess
 import sys
@@ -8,57 +7,36 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from mask2former import memory
-from mask2former.memory import empty_result
-
-CPU = torch.device("cpu")
+from mask2former.modeling import fusion, meta_arch
+from mask2former.modeling.fusion import prepare_for_inference
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
-    monkeypatch.setattr(memory, "LARGE_BLOCK", 1000)
-    monkeypatch.setattr(memory, "MOST_RESULTS", 10_000)
-    monkeypatch.setattr(memory, "_free", [])
-
-
-def test_memory_of_a_result_is_used_again_once_nothing_shows_it():
-    result = empty_result((3, 20, 30), torch.float32, CPU).fill_(1)
-    address, view = result.data_ptr(), result[1:, :5]
-    del result
-    gc.collect()
-    other = empty_result((3, 20, 30), torch.float32, CPU).zero_()
-    assert other.data_ptr() != address and view.eq(1).all()  # the view is still there
-    del view, other
-    gc.collect()
-    again = empty_result((2, 30, 30), torch.bool, CPU)  # too small for a block of four times that
-    assert again.shape == (2, 30, 30) and again.dtype == torch.bool
-    assert not memory._free
-    first = empty_result((3, 20, 30), torch.float32, CPU)
-    address = first.data_ptr()
-    del first
-    gc.collect()
-    assert empty_result((2, 20, 30), torch.float32, CPU).data_ptr() == address
-
-
-def test_little_is_kept():
-    results = [empty_result((1500,), torch.float32, CPU) for _ in range(3)]
-    del results
-    gc.collect()
-    assert sum(map(len, memory._free)) == 6000  # a second one is beyond 10,000 bytes
-    empty_result((100,), torch.float32, CPU)  # below the least
-    assert len(memory._free) == 1
-
-
-def test_results_of_a_model_are_not_overwritten(monkeypatch, tiny_cfg):
-    monkeypatch.setattr(memory, "MOST_RESULTS", 1 << 30)
+@torch.no_grad()
+@pytest.mark.parametrize("low", [False, True])
+def test_low_memory(low, monkeypatch, tiny_cfg):
+    """Freed memory is kept, or handed back before results take theirs; the results are the same."""
+    calls, kept = [], []
+    for module in (fusion, meta_arch):
+        monkeypatch.setattr(module, "hand_back_memory", lambda: calls.append(1))
+    monkeypatch.setattr(fusion, "keep_freed_memory", lambda *args, **kwargs: kept.append(args))
+    tiny_cfg.TEST.LOW_MEMORY = low
     model = build_model(tiny_cfg).eval()
-    inputs = [[{"image": torch.randint(0, 256, (3, 64, 64))}] for _ in range(4)]
-    with torch.no_grad():
-        expected = [model(x)[0]["sem_seg"].clone() for x in inputs]
-        assert memory._free
-        kept = [model(x)[0]["sem_seg"] for x in inputs]
-    for result, other in zip(kept, expected, strict=True):
-        torch.testing.assert_close(result, other)
+    inputs = [{"image": torch.randint(0, 256, (3, 64, 64))}]
+    expected = model(inputs)[0]["sem_seg"]
+    calls.clear()
+    prepare_for_inference(model)
+    assert kept == [(128 << 10,) if low else ()]
+    torch.testing.assert_close(model(inputs)[0]["sem_seg"], expected, rtol=1e-4, atol=1e-4)
+    assert len(calls) == (3 if low else 0)  # once prepared, after the network, before instances
+
+
+def test_what_inference_does_not_need_is_not_imported():
+    code = (
+        "import sys, mask2former; print([m for m in ('scipy', 'matplotlib') if m in sys.modules]); "
+        "from mask2former import Prediction, Predictor; print(Predictor.__name__)"
+    )
+    output = subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], text=True)
+    assert output.split("\n")[:2] == ["[]", "Predictor"]
 
 
 FAULTS = """

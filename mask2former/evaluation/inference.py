@@ -52,6 +52,7 @@ def inference_on_dataset(
             outputs = model(batch)
             watch.lap("post-processing" if watch.knows_head else "model")
             evaluator.process(batch, outputs)
+            del outputs  # before the next ones: they may be hundreds of megabytes
             watch.lap("scoring")
             pictures += len(batch)
             log_every_n_seconds(logging.INFO, f"{pictures} pictures evaluated", n=10)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ConfigError
-from ..memory import LARGE_BLOCK_IN_INFERENCE, keep_freed_memory
+from ..memory import hand_back_memory, keep_freed_memory
 from .linear import Linear
 from .pixel_decoder import MSDeformAttnPixelDecoder
 from .transformer_decoder import MultiScaleMaskedTransformerDecoder
@@ -23,7 +23,8 @@ def prepare_for_inference(model: nn.Module, compile_mode: str = "") -> None:
     """Fuse what can be, and :func:`compile_parts` if there is a mode.
 
     The model and the process are for inference from then on: parameters are no longer those of a
-    checkpoint, and freed memory is kept, see :func:`..memory.keep_freed_memory`.
+    checkpoint, and freed memory is kept (or, with ``TEST.LOW_MEMORY``, it is not), see
+    :func:`..memory.keep_freed_memory`.
 
     Args:
         model: a MaskFormer in evaluation mode, its weights loaded.
@@ -32,7 +33,11 @@ def prepare_for_inference(model: nn.Module, compile_mode: str = "") -> None:
         ConfigError: torch's compiler has no such mode.
     """
     if model.device.type == "cpu":
-        keep_freed_memory(large_block=LARGE_BLOCK_IN_INFERENCE)
+        if model.test_low_memory:
+            keep_freed_memory(128 << 10, large_block=1 << 20)
+            hand_back_memory()
+        else:
+            keep_freed_memory()
     fuse_batch_norm(model)
     fold_mask_features(model.sem_seg_head)
     if not compile_mode:

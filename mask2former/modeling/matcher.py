@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from detectron2.projects.point_rend.point_features import point_sample
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -106,6 +105,8 @@ class HungarianMatcher(nn.Module):
 
 def _assign(costs: Sequence[Tensor]) -> list[Matches]:
     """Solve (L, Q, N) costs of each picture, with one copy from their device and one to it."""
+    from scipy.optimize import linear_sum_assignment  # 36 MB that inference has no use for
+
     device = costs[0].device
     flat = torch.cat([cost.flatten() for cost in costs]).cpu()
     pairs, counts = [], []

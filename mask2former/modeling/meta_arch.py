@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
+from ..memory import hand_back_memory
 from .criterion import SetCriterion
 from .matcher import HungarianMatcher
 from .postprocessing import instance_inference, panoptic_inference, semantic_inference
@@ -52,10 +53,12 @@ class MaskFormer(nn.Module):
         overlap_threshold: float,
         test_topk_per_image: int,
         test_precision: str = "float32",
+        test_low_memory: bool = False,
     ) -> None:
         """
         Args:
             test_precision: what inference computes in: float32, bfloat16 or float16.
+            test_low_memory: hand free memory back to the system before results take theirs.
             pixel_mean, pixel_std: per channel, in the units of the input pictures.
             size_divisibility: pictures are padded to a multiple of this; negative: what the
                 backbone asks for.
@@ -88,6 +91,7 @@ class MaskFormer(nn.Module):
                 f"TEST.PRECISION is {test_precision!r}; it must be one of {list(PRECISIONS)}"
             )
         self.test_precision = PRECISIONS[test_precision]
+        self.test_low_memory = test_low_memory
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -111,6 +115,7 @@ class MaskFormer(nn.Module):
             "overlap_threshold": test.OVERLAP_THRESHOLD,
             "test_topk_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "test_precision": cfg.TEST.PRECISION,
+            "test_low_memory": cfg.TEST.LOW_MEMORY,
         }
 
     @property
@@ -142,6 +147,7 @@ class MaskFormer(nn.Module):
             outputs = self.sem_seg_head(self.backbone(images.tensor))
             return self.criterion(outputs, self.prepare_targets(batched_inputs, images))
         predictions = self._predict(images)
+        del images
         # Full-size masks of a large picture may not fit on a GPU; then the CPU makes them.
         inference = retry_if_cuda_oom(self.inference)
         return [
@@ -165,6 +171,7 @@ class MaskFormer(nn.Module):
     def _predict(self, images: ImageList) -> list["QueryPrediction"]:
         with self.autocast():
             outputs = self.sem_seg_head(self.backbone(images.tensor))
+        self._tidy()
         class_logits, mask_logits = outputs["pred_logits"], outputs["pred_masks"]
         if mask_logits.dtype in (torch.float16, torch.bfloat16):  # areas overflow, scores tie
             class_logits, mask_logits = class_logits.float(), mask_logits.float()
@@ -175,6 +182,11 @@ class MaskFormer(nn.Module):
                 class_logits, mask_logits, images.image_sizes, strict=True
             )
         ]
+
+    def _tidy(self) -> None:
+        """If memory is scarce, hand back what is free: the network's, working memory of results."""
+        if self.test_low_memory:
+            hand_back_memory()
 
     def autocast(self) -> AbstractContextManager:
         """What inference runs in: nothing, or the autocast of ``TEST.PRECISION``."""
@@ -218,6 +230,7 @@ class MaskFormer(nn.Module):
                 object_mask_threshold=self.object_mask_threshold,
                 overlap_threshold=self.overlap_threshold,
             )
+        self._tidy()
         if self.instance_on:
             result["instances"] = instance_inference(
                 class_logits,

@@ -256,7 +256,7 @@ class MSDeformAttnEncoderLayer(nn.Module):
     def after_attention(self, source: Tensor, attended: Tensor) -> Tensor:
         """What every token goes through by itself; (B, n, C) each."""
         source = self.norm1(source + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.linear1(source)))
+        hidden = self.dropout(self.linear1(source, relu=True))
         return self.norm2(source + self.dropout(self.linear2(hidden)))
 
 

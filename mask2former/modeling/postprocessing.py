@@ -12,7 +12,6 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ..memory import empty_result
 from .linear import linear
 from .row_maps import RowMaps
 
@@ -125,8 +124,9 @@ def _owners(scores: Tensor, masks: RowMaps) -> tuple[Tensor, list[int], list[int
         inside = probabilities.gather(0, best[None])[0] >= 0.5
         owner[rows] = torch.where(inside, best, n)
         won = torch.bincount(best.flatten(), minlength=n)
-        full = area(probabilities >= 0.5)
         visible = torch.bincount(owner[rows].flatten(), minlength=n + 1)[:n]
+        # 1 from a probability of 1/2 on: a comparison, and a sum of bools, would take thrice this.
+        full = (probabilities + 0.5).floor_().sum(2).long().sum(1)
         counts += torch.stack([won, full, visible])
     return owner, *counts.tolist()  # one copy to the host for all segments
 
@@ -184,13 +184,13 @@ def instance_inference(
     # A query stands for several instances, but its mask is the same.
     queries, mask_of_instance = queries.unique(return_inverse=True)
     logits = resize(mask_logits[queries])
-    masks = empty_result((len(classes), *logits.size), torch.bool, logits.device)
+    masks = torch.empty(len(classes), *logits.size, dtype=torch.bool, device=logits.device)
     areas, sums = 0, 0
     for rows, band in logits.bands():
         inside = band > 0
         masks[:, rows] = inside[mask_of_instance]
         areas = areas + area(inside)
-        sums = sums + torch.where(inside, band.sigmoid(), 0).flatten(1).sum(1)
+        sums = sums + torch.threshold(band.sigmoid(), 0.5, 0).flatten(1).sum(1)
 
     result = Instances(logits.size)
     result.pred_masks = masks

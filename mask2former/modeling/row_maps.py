@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..memory import empty_result
-
 # Elements of a band. On a CPU it stays in the cache; on a GPU it is large enough to be busy with.
 BAND_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
 LEAST_ROWS = 8  # of a band: matrix products need some width
@@ -90,6 +88,6 @@ class RowMaps:
         whole = None
         for rows, band in self.bands():
             if whole is None:
-                whole = empty_result((self.count, *self.size), band.dtype, band.device)
+                whole = band.new_empty(self.count, *self.size)
             whole[:, rows] = band
         return whole

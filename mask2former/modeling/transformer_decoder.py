@@ -293,7 +293,7 @@ class FFNLayer(ResidualLayer):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, queries: Tensor) -> Tensor:
-        return self.residual(queries, lambda q: self.linear2(F.relu(self.linear1(q))))
+        return self.residual(queries, lambda q: self.linear2(self.linear1(q, relu=True)))
 
 
 class MLP(nn.Module):
@@ -306,5 +306,5 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = layer(x, relu=True)
         return self.layers[-1](x)

@@ -2,7 +2,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mask2former.modeling import linear as module
 from mask2former.modeling.linear import _ONEDNN, Linear, batched_product, linear
+
+
+@pytest.fixture(autouse=True, params=["MKL", "oneDNN"])
+def library(request, monkeypatch):
+    """Either library, whichever is preferred on this machine."""
+    if request.param == "oneDNN" and _ONEDNN is None:
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(module, "_PREFERRED", request.param == "oneDNN")
+    return request.param
 
 
 def test_equals_torch():
@@ -14,6 +24,8 @@ def test_equals_torch():
                 for grad in (True, False):
                     with torch.set_grad_enabled(grad):
                         torch.testing.assert_close(linear(x, weight, bias), expected.float())
+                        positive = linear(x, weight, bias, relu=True)
+                        torch.testing.assert_close(positive, expected.float().relu())
     a, b = torch.randn(3, 4, 8), torch.randn(3, 9, 8).transpose(1, 2)
     with torch.no_grad():
         torch.testing.assert_close(batched_product(a, b), a @ b)
@@ -25,11 +37,15 @@ def test_gradients(frozen):
     tensors = {"x": torch.randn(2, 7, 16), "weight": torch.randn(16, 5).t()}
     tensors["bias"] = torch.randn(5)
     results = []
-    for function, dtype in ((linear, torch.float32), (torch.nn.functional.linear, torch.float64)):
+
+    def plain(*inputs, relu):
+        return torch.nn.functional.linear(*inputs).relu()
+
+    for function, dtype in ((linear, torch.float32), (plain, torch.float64)):
         leaves = [
             t.detach().to(dtype).requires_grad_(name != frozen) for name, t in tensors.items()
         ]
-        (function(*leaves)[..., 1:].cos().transpose(0, 1)).sum().backward()
+        function(*leaves, relu=True)[..., 1:].cos().transpose(0, 1).sum().backward()
         results.append([leaf.grad for leaf in leaves])
     for name, actual, expected in zip(tensors, *results, strict=True):
         assert (actual is None) == (expected is None) == (name == frozen)
@@ -47,10 +63,9 @@ def test_expanded_gradients_autocast_and_other_types():
         assert layer.double()(x.double()).dtype == torch.float64
 
 
-@pytest.mark.skipif(_ONEDNN is None, reason="this torch has no oneDNN")
-def test_operations_are_counted():
+def test_operations_are_counted(library):
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         linear(torch.randn(2, 7, 16), torch.randn(5, 16))
     assert counter.get_total_flops() == 2 * 2 * 7 * 16 * 5
-    assert "linear_pointwise" in str(counter.get_flop_counts())
+    assert ("linear_pointwise" in str(counter.get_flop_counts())) == (library == "oneDNN")
