@@ -107,7 +107,9 @@ def test_inference(benchmark, sample_root, tmp_path):
     total = parts.pop("total")
     assert set(parts) == {"backbone", "pixel decoder", "transformer decoder", "post-processing"}
     assert sum(parts.values()) == pytest.approx(total)
-    assert 0 < figures["roofline"] <= 1.2
+    if "no roofline" not in output:
+        assert 0 < figures["roofline"] <= 1.2
+    assert 0 < figures["low_peak_gb"] < 1.1 * figures["peak_gb"]
     assert 1e-4 < figures["mask_drift"] < 0.2  # it is the model in bfloat16 that is compared
     assert f"mask logits {figures['mask_drift']:.1e}" in output
     assert figures["command"].startswith("inference")

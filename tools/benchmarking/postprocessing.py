@@ -7,11 +7,11 @@ inputs, the results included.
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mask2former.analysis import PeakMemory
@@ -127,12 +127,33 @@ def report_agreement(
     )
 
 
+def published_order(
+    model: nn.Module,
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    padded_size: tuple[int, int],
+    size: tuple[int, int],
+) -> list[Any]:
+    """The segmentations that a MaskFormer makes of one picture's logits, by the plain functions."""
+    masks = F.interpolate(mask_logits[None], padded_size, mode="bilinear", align_corners=False)[0]
+    masks = masks[:, : size[0], : size[1]]
+    results: list[Any] = []
+    if model.semantic_on:
+        results.append(plain_semantic(class_logits, masks))
+    if model.panoptic_on:
+        results.append(plain_panoptic(class_logits, masks, model.thing_ids))
+    if model.instance_on:
+        things = model.thing_ids if model.panoptic_on else range(class_logits.shape[1] - 1)
+        results.append(plain_instance(class_logits, masks, model.test_topk_per_image, things))
+    return results
+
+
 def plain_semantic(class_logits: Tensor, masks: Tensor) -> Tensor:
     return torch.einsum("qc,qhw->chw", class_logits.softmax(-1)[:, :-1], masks.sigmoid())
 
 
 def plain_panoptic(
-    class_logits: Tensor, masks: Tensor, things: range
+    class_logits: Tensor, masks: Tensor, things: Collection[int]
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     scores, labels = class_logits.softmax(-1).max(-1)
     masks = masks.sigmoid()
@@ -160,7 +181,7 @@ def plain_panoptic(
 
 
 def plain_instance(
-    class_logits: Tensor, masks: Tensor, topk: int, things: range
+    class_logits: Tensor, masks: Tensor, topk: int, things: Collection[int]
 ) -> tuple[Tensor, Tensor]:
     num_classes = class_logits.shape[1] - 1
     scores, best = class_logits.softmax(-1)[:, :-1].flatten().topk(topk, sorted=False)
