@@ -1,9 +1,9 @@
 """``benchmark.py inference``: a model on one picture size, from pictures to segmentations.
 
 Random weights, with a class head that is sure of a fifth of the queries, as trained ones are.
-Beside it, where transformers is installed, Hugging Face's model with the same weights, followed by
-its own post-processing and by the published order of it, which makes the same segmentations; and the
-time that the machine would need for the matrix products and convolutions alone.
+Beside it, where transformers is installed, Hugging Face's model with the same weights, followed
+by its own post-processing and by the published order of it, which makes the same segmentations; and
+the time that the machine would need for the matrix products and convolutions alone.
 """
 
 import argparse
