@@ -12,6 +12,7 @@ import os
 LARGE_BLOCK_IN_TRAINING = 32 << 20  # and the most that versions before 2.35 take
 KEPT_IN_TRAINING = 512 << 20
 KEPT_IN_INFERENCE = 1 << 30  # the network and the results of one picture
+MOST_FREE = 3 << 29  # what is free between blocks in use, beyond that
 
 
 def keep_freed_memory(kept: int = KEPT_IN_INFERENCE, *, large_block: int | None = None) -> None:
@@ -38,9 +39,33 @@ def share_one_heap() -> None:
         _call_library("mallopt", -8, 1)  # M_ARENA_MAX
 
 
-def hand_back_memory() -> None:
-    """Hand what is free, and kept, back to the system."""
-    _call_library("malloc_trim", 0)
+def hand_back_memory(most: int = 0) -> None:
+    """Hand what is free, and kept, back to the system, if that is more than ``most`` bytes.
+
+    A limit of :func:`keep_freed_memory` is about the end of the heap alone: a block in use, however
+    small, keeps all that is free below it.
+    """
+    if not most or _free_bytes() > most:
+        _call_library("malloc_trim", 0)
+
+
+class _MallInfo(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks"),
+            *("fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def _free_bytes() -> int:
+    """Of the heaps; 0 from libraries that do not tell, which keep no large blocks either."""
+    function = None if os.name == "nt" else getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if function is None:
+        return 0
+    function.restype = _MallInfo
+    return function().fordblks
 
 
 def _call_library(name: str, *arguments: int) -> int:

@@ -1,4 +1,4 @@
-"""Linear layers and products of matrices, on CPUs by oneDNN where that is possible."""
+"""Linear layers and products of matrices, on CPUs by oneDNN where that is faster."""
 
 import math
 from typing import Any
@@ -21,8 +21,8 @@ if _ONEDNN is not None:
         return 2 * math.prod(x_shape) * weight_shape[0]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """:func:`torch.nn.functional.linear` of (..., I), (O, I) and (O,), and a ReLU or none."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`torch.nn.functional.linear` of (..., I), (O, I) and (O,)."""
     if (
         not _PREFERRED
         or not x.dtype == weight.dtype == torch.float32
@@ -30,14 +30,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
     ):
-        result = F.linear(x, weight, bias)
-    elif torch.is_grad_enabled():
-        result = _OneDNNLinear.apply(x, weight, bias)
-    else:
-        return _ONEDNN(x, weight, bias, "relu" if relu else "none", [], "")
-    if not relu:
-        return result
-    return result.relu() if torch.is_grad_enabled() else result.relu_()
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        return _OneDNNLinear.apply(x, weight, bias)
+    return _ONEDNN(x, weight, bias, "none", [], "")
+
+
+def relu(x: Tensor) -> Tensor:
+    """:func:`torch.nn.functional.relu` of what nobody else needs: in place without gradients."""
+    return F.relu(x) if torch.is_grad_enabled() else x.relu_()
 
 
 class _OneDNNLinear(torch.autograd.Function):
@@ -63,7 +64,7 @@ class _OneDNNLinear(torch.autograd.Function):
 
 def batched_product(a: Tensor, b: Tensor) -> Tensor:
     """(B, n, k) @ (B, k, m), without gradients by :func:`linear`."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not _PREFERRED or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return a @ b
     products = [linear(x, y.t()) for x, y in zip(a, b, strict=True)]
     return torch.stack(products) if len(products) > 1 else products[0][None]
@@ -72,5 +73,5 @@ def batched_product(a: Tensor, b: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """:class:`torch.nn.Linear` by :func:`linear`."""
 
-    def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
-        return linear(x, self.weight, self.bias, relu=relu)
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)

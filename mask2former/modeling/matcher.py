@@ -105,7 +105,7 @@ class HungarianMatcher(nn.Module):
 
 def _assign(costs: Sequence[Tensor]) -> list[Matches]:
     """Solve (L, Q, N) costs of each picture, with one copy from their device and one to it."""
-    from scipy.optimize import linear_sum_assignment  # 36 MB that inference has no use for
+    from scipy.optimize import linear_sum_assignment  # 36 MB that a model in use does without
 
     device = costs[0].device
     flat = torch.cat([cost.flatten() for cost in costs]).cpu()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from ..memory import hand_back_memory
+from ..memory import MOST_FREE, hand_back_memory
 from .criterion import SetCriterion
 from .matcher import HungarianMatcher
 from .postprocessing import instance_inference, panoptic_inference, semantic_inference
@@ -184,9 +184,9 @@ class MaskFormer(nn.Module):
         ]
 
     def _tidy(self) -> None:
-        """If memory is scarce, hand back what is free: the network's, working memory of results."""
-        if self.test_low_memory:
-            hand_back_memory()
+        """On a CPU, hand back memory that is free: all of it if it is scarce, else an excess."""
+        if self.device.type == "cpu":
+            hand_back_memory(0 if self.test_low_memory else MOST_FREE)
 
     def autocast(self) -> AbstractContextManager:
         """What inference runs in: nothing, or the autocast of ``TEST.PRECISION``."""

@@ -17,7 +17,7 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .linear import Linear
+from .linear import Linear, relu
 from .ms_deform_attn import MSDeformAttn
 from .position_encoding import sine_position_encoding
 
@@ -256,7 +256,7 @@ class MSDeformAttnEncoderLayer(nn.Module):
     def after_attention(self, source: Tensor, attended: Tensor) -> Tensor:
         """What every token goes through by itself; (B, n, C) each."""
         source = self.norm1(source + self.dropout(attended))
-        hidden = self.dropout(self.linear1(source, relu=True))
+        hidden = self.dropout(relu(self.linear1(source)))
         return self.norm2(source + self.dropout(self.linear2(hidden)))
 
 

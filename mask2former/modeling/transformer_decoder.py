@@ -15,7 +15,7 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .linear import Linear, batched_product, linear
+from .linear import Linear, batched_product, linear, relu
 from .position_encoding import sine_position_encoding
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_MODULE")
@@ -293,7 +293,7 @@ class FFNLayer(ResidualLayer):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, queries: Tensor) -> Tensor:
-        return self.residual(queries, lambda q: self.linear2(self.linear1(q, relu=True)))
+        return self.residual(queries, lambda q: self.linear2(relu(self.linear1(q))))
 
 
 class MLP(nn.Module):
@@ -306,5 +306,5 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = layer(x, relu=True)
+            x = relu(layer(x))
         return self.layers[-1](x)

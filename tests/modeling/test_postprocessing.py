@@ -97,6 +97,27 @@ def test_panoptic_nothing_kept():
     assert segments == []
 
 
+def test_panoptic_areas_at_the_border_and_without_numbers():
+    """A probability of 1/2 belongs to the mask, one a little below and NaN do not."""
+    masks = mask_logits("##.. ....")
+    masks[0, 0, 2:] = torch.tensor([0.0, -1e-3])
+    ids, segments = panoptic(class_logits(CERTAIN[0]), masks)
+    assert ids.tolist() == [[1, 1, 1, 0], [0, 0, 0, 0]] and segments[0]["area"] == 3
+    masks[0, 1, 0] = float("nan")
+    ids, segments = panoptic(class_logits(CERTAIN[0]), masks)
+    assert ids.tolist() == [[1, 1, 1, 0], [0, 0, 0, 0]] and segments[0]["area"] == 3
+
+
+def test_instance_scores_count_what_is_just_inside():
+    masks = torch.full((1, 2, 4), -1.0)
+    masks[0, 0, :2] = 1e-8
+    instances = instance_inference(
+        class_logits(CERTAIN[0]), masks, RowMaps.of, topk=1, thing_ids=THINGS
+    )
+    assert instances.pred_masks.sum() == 2
+    assert instances.scores.item() == pytest.approx(0.5, abs=1e-5)
+
+
 def test_instance_scores_boxes_and_repeats():
     classes = class_logits([0.6, 0.3, 0.0, 0.0, 0.1], [0.0, 0.0, 0.2, 0.0, 0.8])
     masks = mask_logits("##.. #...", "..## ....")

@@ -219,9 +219,9 @@ def computes_in(dtype: torch.dtype, device: str) -> bool:
     """Whether there are instructions for it; CPUs without them take minutes for large products."""
     if dtype == torch.float32 or torch.device(device).type != "cpu":
         return True
-    if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    name = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", None)
+    return supported is not None and supported()
 
 
 def bytes_of(result: Any) -> int:
