@@ -19,7 +19,8 @@ def keep_freed_memory(kept: int = KEPT_IN_INFERENCE, *, large_block: int | None 
     """Let the process keep what is freed. Limits that the environment sets stay.
 
     Args:
-        kept: bytes of it at most; the library's own limit is some tens of megabytes here.
+        kept: bytes of it at the end of the heap, see :func:`hand_back_memory`; the library's own
+            limit is some tens of megabytes here.
         large_block: bytes from which a block is not kept; None: ``kept``.
     """
     names = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
