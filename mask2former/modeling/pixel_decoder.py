@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from .linear import Linear, relu
 from .ms_deform_attn import MSDeformAttn
 from .position_encoding import sine_position_encoding
+from .winograd import Conv3x3
 
 FEEDFORWARD_DIM = 1024  # of the encoder; fixed in the paper and in every published checkpoint
 TOKENS_IN_CACHE = 1024  # with their hidden channels
@@ -157,11 +158,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
         return self.mask_features(pyramid[-1]), pyramid[:NUM_FEATURE_LEVELS]
 
 
-def _fpn_level(in_channels: int, conv_dim: int, norm: str) -> tuple[Conv2d, Conv2d]:
+def _fpn_level(in_channels: int, conv_dim: int, norm: str) -> tuple[Conv2d, Conv3x3]:
     """The lateral 1x1 and the output 3x3 convolution of one FPN level."""
     bias = norm == ""
     adapter = Conv2d(in_channels, conv_dim, 1, bias=bias, norm=get_norm(norm, conv_dim))
-    layer = Conv2d(
+    layer = Conv3x3(
         conv_dim,
         conv_dim,
         kernel_size=3,

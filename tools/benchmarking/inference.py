@@ -35,6 +35,7 @@ from . import (
 )
 from .huggingface import transformers_model
 from .postprocessing import published_order
+from .published import add_argument, run_published
 
 SURE_QUERIES = 0.2
 
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=positive, nargs=2, default=(800, 1216), metavar=("H", "W"))
     parser.add_argument("--batch", type=positive, default=1)
     parser.add_argument("--no-huggingface", action="store_true", help="leave out the comparison")
+    add_argument(parser)
     add_common_arguments(parser, repeats=5)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
 
@@ -81,6 +83,8 @@ def run(args: argparse.Namespace, report: Report) -> None:
             report_drift(model.sem_seg_head(model.backbone(images)), exact, report)
     if not args.no_huggingface:
         compare(cfg, model, state, images, exact, times, args, report)
+    if args.published:
+        compare_published(cfg, state, inputs, exact, times, memory, args, report)
 
 
 def model_and_inputs(
@@ -310,4 +314,40 @@ def compare(
         "{mask_difference:.1e} of the largest",
         class_difference=difference(exact["pred_logits"], result.class_queries_logits),
         mask_difference=difference(exact["pred_masks"], result.masks_queries_logits),
+    )
+
+
+def compare_published(
+    cfg: CfgNode,
+    state: dict[str, Tensor],
+    inputs: list[dict[str, Any]],
+    exact: dict[str, Tensor],
+    times: dict[str, Timing],
+    memory: Memory,
+    args: argparse.Namespace,
+    report: Report,
+) -> None:
+    """The published code with the same weights: times, memory, and how far its logits are."""
+    job = {"repeats": args.repeats, "threads": args.threads, "precision": "float32"}
+    theirs = run_published(args.published, cfg, state, inputs, training=False, **job)
+    total = times["total"].median
+    here = {"forward ms": total - times["post-processing"].median, "total ms": total}
+    rows: list[dict[str, Any]] = []
+    for name, ms in here.items():
+        published = Timing.of(theirs[name])
+        rows.append({"": name, "here": ms, "published": published, "ratio": published.median / ms})
+    rows.append(
+        {
+            "": "peak GB",
+            "here": memory.gigabytes,
+            "published": theirs["peak GB"],
+            "ratio": theirs["peak GB"] / memory.gigabytes,
+        }
+    )
+    report.table("published", rows, floats=".3g")
+    report.figures(
+        "in float32, class logits differ by {published_class_difference:.1e}, mask logits by "
+        "{published_mask_difference:.1e} of the largest",
+        published_class_difference=difference(exact["pred_logits"], theirs["pred_logits"]),
+        published_mask_difference=difference(exact["pred_masks"], theirs["pred_masks"]),
     )

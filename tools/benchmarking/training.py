@@ -24,6 +24,7 @@ from mask2former.solver import build_optimizer
 
 from . import Report, Timing, add_common_arguments, peak_memory, synchronize
 from .huggingface import transformers_model
+from .published import add_argument, run_published
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="autocast of the forward pass, of both models",
     )
     parser.add_argument("--no-huggingface", action="store_true", help="leave out the comparison")
+    add_argument(parser)
     add_common_arguments(parser, repeats=3)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
 
@@ -45,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, report: Report) -> None:
     cfg = load_config(args.config_file, args.opts)
     adapt_to_machine(cfg)
-    kinds = ["here"] if args.no_huggingface else ["here", "transformers"]
+    kinds = ["here"]
+    kinds += [] if args.no_huggingface else ["transformers"]
+    kinds += ["published"] if args.published else []
     results = {}
     for kind in kinds:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -61,9 +65,9 @@ def run(args: argparse.Namespace, report: Report) -> None:
     rows = []
     for name in results["here"]:
         row = {kind: result[name] for kind, result in results.items()}
-        numbers = [x.median if isinstance(x, Timing) else x for x in row.values()]
-        ratio = {"ratio": numbers[1] / numbers[0]} if len(numbers) == 2 else {}
-        rows.append({"": name} | row | ratio)
+        numbers = {k: x.median if isinstance(x, Timing) else x for k, x in row.items()}
+        ratios = {f"{k} / here": x / numbers["here"] for k, x in numbers.items() if k != "here"}
+        rows.append({"": name} | row | ratios)
     report.table("training", rows, floats=".3g")
 
 
@@ -77,6 +81,12 @@ def measure_steps(
     device = cfg.MODEL.DEVICE
     model = build_model(cfg).train()
     inputs = random_pictures(cfg, args)
+    if kind == "published":
+        job = {"repeats": args.repeats, "threads": args.threads, "precision": args.precision}
+        theirs = run_published(
+            args.published, cfg, model.state_dict(), inputs, training=True, **job
+        )
+        return {k: Timing.of(x) if isinstance(x, list) else x for k, x in theirs.items()}
     if kind == "transformers":
         # Taken from the model here, for the weights to be the same.
         mean, std = model.pixel_mean, model.pixel_std

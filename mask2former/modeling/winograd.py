@@ -1,0 +1,214 @@
+"""3x3 convolutions on CPUs with 2.25 multiplications for an output and a channel instead of 9.
+
+Winograd's filtering F(4x4, 3x3), Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural
+Networks", equation 8: tiles of 6x6 inputs and the filters are transformed, B^T x B and G w G^T; a
+convolution is then a product of matrices for each of the 36 elements; and A^T y A is a tile of 4x4
+outputs. It equals the convolution in real arithmetic. At the points 0, 1, -1, 1/2 and -2 (Barabasz
+et al. 2020, "Error analysis and improving the accuracy of Winograd convolution") its rounding
+errors are about twice those of torch's own.
+
+Shapes: B pictures of H x W pixels, C channels in, K out, T tiles, which are handled as long as they
+stay in a CPU's cache.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from detectron2.layers import Conv2d
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+from .linear import batched_product
+
+TILE = 4  # outputs on a side
+PATCH = TILE + 2  # inputs on a side
+TILES_IN_CACHE = 160
+FEWEST_CHANNELS = 128  # torch's own convolution is as fast with fewer
+
+_INPUT = torch.tensor(  # B^T
+    [
+        [1, -1.5, -2, 1.5, 1, 0],
+        [0, -1, 0.5, 2.5, 1, 0],
+        [0, 1, -2.5, 0.5, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 0.5, -1, -0.5, 1, 0],
+        [0, 1, -1.5, -2, 1.5, 1],
+    ],
+    dtype=torch.float64,
+)
+_FILTER = (  # G
+    torch.tensor(
+        [[15, 0, 0], [5, 5, 5], [-5, 5, -5], [-16, -8, -4], [1, -2, 4], [0, 0, 15]],
+        dtype=torch.float64,
+    )
+    / 15
+)
+_OUTPUT = torch.tensor(  # A^T
+    [
+        [1, 1, 1, 1, 1, 0],
+        [0, 1, -1, 0.5, -2, 0],
+        [0, 1, 1, 0.25, 4, 0],
+        [0, 1, -1, 0.125, -8, 1],
+    ],
+    dtype=torch.float64,
+)
+
+
+def _two_dimensional(matrix: Tensor, like: Tensor) -> Tensor:
+    """M such that M vec(x) = vec(matrix x matrix^T)."""
+    return torch.kron(matrix, matrix).to(like)
+
+
+class Conv3x3(Conv2d):
+    """Detectron2's convolution, of 3x3 filters and a padding of 1; by Winograd where it pays."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not pays(x, self.weight):
+            return super().forward(x)
+        x = winograd_convolution(x, self.weight, self.bias)
+        x = x if self.norm is None else self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+
+def pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`winograd_convolution` is faster, and can be used."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and min(weight.shape[:2]) >= FEWEST_CHANNELS
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+@torch.library.custom_op("mask2former::winograd_convolution", mutates_args=())
+def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`torch.nn.functional.conv2d` with a padding of 1.
+
+    Args:
+        x: (B, C, H, W), of any strides.
+        weight: (K, C, 3, 3).
+        bias: (K).
+
+    Returns:
+        (B, K, H, W), channels last.
+    """
+    batch, channels, height, width = x.shape
+    out_channels = len(weight)
+    filters = _transformed(weight, channels).mT  # (36, C, K)
+    of_input, of_output = (_two_dimensional(m, x) for m in (_INPUT, _OUTPUT))
+    results = x.new_empty(batch, height, width, out_channels)
+    for picture, result in zip(x.permute(0, 2, 3, 1), results, strict=True):
+        for first, rows, columns in _bands(height, width):
+            patches = of_input @ _patches(picture, first, rows, columns)
+            products = batched_product(patches.view(PATCH**2, -1, channels), filters)
+            tiles = (of_output @ products.view(PATCH**2, -1)).view(
+                TILE, TILE, rows, columns, out_channels
+            )
+            band = tiles.permute(2, 0, 3, 1, 4).flatten(0, 1).flatten(1, 2)
+            target = result[first * TILE : (first + rows) * TILE]
+            band = band[: len(target), :width]
+            if bias is None:
+                target.copy_(band)
+            else:
+                torch.add(band, bias, out=target)
+    return results.permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("mask2former::winograd_weight_gradient", mutates_args=())
+def winograd_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
+    """Of a sum weighed by ``gradient``, (B, K, H, W), over :func:`winograd_convolution` of ``x``,
+    (B, C, H, W): (K, C, 3, 3)."""
+    channels, (batch, out_channels, height, width) = x.shape[1], gradient.shape
+    of_input, of_output = (_two_dimensional(m, x) for m in (_INPUT, _OUTPUT))
+    filters = x.new_zeros(PATCH**2, out_channels, channels)
+    pictures = zip(x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1), strict=True)
+    for picture, slope in pictures:
+        for first, rows, columns in _bands(height, width):
+            patches = of_input @ _patches(picture, first, rows, columns)
+            tiles = of_output.t() @ _tiles(slope, first, rows, columns)
+            filters.baddbmm_(
+                tiles.view(PATCH**2, -1, out_channels).mT, patches.view(PATCH**2, -1, channels)
+            )
+    weight = _two_dimensional(_FILTER, x).t() @ filters.flatten(1)
+    return weight.view(3, 3, out_channels, channels).permute(2, 3, 0, 1).contiguous()
+
+
+def _transformed(weight: Tensor, channels: int) -> Tensor:
+    """(K, C, 3, 3) -> (36, K, C)."""
+    rows = weight.permute(2, 3, 0, 1).reshape(9, -1)
+    return (_two_dimensional(_FILTER, weight) @ rows).view(PATCH**2, -1, channels)
+
+
+def _bands(height: int, width: int) -> Iterator[tuple[int, int, int]]:
+    """First row of tiles, rows of tiles and tiles in a row of the parts that stay in the cache."""
+    height, columns = math.ceil(height / TILE), math.ceil(width / TILE)
+    most = max(1, TILES_IN_CACHE // columns)
+    for first in range(0, height, most):
+        yield first, min(most, height - first), columns
+
+
+def _patches(picture: Tensor, first: int, rows: int, columns: int) -> Tensor:
+    """The overlapping inputs of tiles, zero outside of the picture: (H, W, C) -> (36, T * C)."""
+    height, width, channels = picture.shape
+    top, bottom = first * TILE - 1, (first + rows) * TILE + 1
+    band = F.pad(
+        picture[max(top, 0) : bottom],
+        (0, 0, 1, columns * TILE + 1 - width, max(-top, 0), max(bottom - height, 0)),
+    )
+    down, right, channel = band.stride()
+    patches = band.as_strided(
+        (PATCH, PATCH, rows, columns, channels),
+        (down, right, TILE * down, TILE * right, channel),
+    )
+    return patches.reshape(PATCH**2, -1)
+
+
+def _tiles(picture: Tensor, first: int, rows: int, columns: int) -> Tensor:
+    """The outputs of tiles, zero outside of the picture: (H, W, K) -> (16, T * K)."""
+    height, width, channels = picture.shape
+    bottom = (first + rows) * TILE
+    band = F.pad(
+        picture[first * TILE : bottom],
+        (0, 0, 0, columns * TILE - width, 0, max(bottom - height, 0)),
+    )
+    tiles = band.reshape(rows, TILE, columns, TILE, channels).permute(1, 3, 0, 2, 4)
+    return tiles.reshape(TILE**2, -1)
+
+
+@winograd_convolution.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    batch, _, height, width = x.shape
+    return x.new_empty(batch, height, width, len(weight)).permute(0, 3, 1, 2)
+
+
+@winograd_weight_gradient.register_fake
+def _(x: Tensor, gradient: Tensor) -> Tensor:
+    return x.new_empty(gradient.shape[1], x.shape[1], 3, 3)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    of_x, of_weight, *of_bias = ctx.needs_input_grad  # without a bias that was left out
+    turned = weight.flip(2, 3).transpose(0, 1)
+    return (
+        winograd_convolution(gradient, turned) if of_x else None,
+        winograd_weight_gradient(x, gradient) if of_weight else None,
+        gradient.sum((0, 2, 3)) if any(of_bias) else None,
+    )
+
+
+winograd_convolution.register_autograd(_backward, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.mask2former.winograd_convolution)
+def _flops(x_shape: tuple, weight_shape: tuple, *args: Any, **kwargs: Any) -> int:
+    """Those of the convolution that it replaces."""
+    return 2 * x_shape[0] * math.prod(x_shape[2:]) * math.prod(weight_shape)

@@ -1,0 +1,163 @@
+"""The published code, from a checkout of it, in a process of its own: its package has this one's
+name. Run as a script in there, this module imports nothing of the project.
+"""
+
+import argparse
+import contextlib
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from torch import Tensor, nn
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--published",
+        type=Path,
+        metavar="FOLDER",
+        help="measure the published code, too: the folder of a checkout, with mask2former/ in it",
+    )
+
+
+def run_published(
+    folder: Path,
+    cfg: CfgNode,
+    state: Mapping[str, Tensor],
+    inputs: list[dict[str, Any]],
+    **job: Any,
+) -> dict[str, Any]:
+    """What :func:`main` finds there.
+
+    Args:
+        state: the weights.
+        inputs: as a model of Detectron2 takes them.
+        job: ``training``, ``repeats``, ``threads`` and ``precision``.
+    """
+    from mask2former.errors import UserError
+
+    if not (folder / "mask2former" / "maskformer_model.py").is_file():
+        raise UserError(
+            f"--published {folder}: there is no mask2former/maskformer_model.py; "
+            "name the folder of a checkout of the published code"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "job.pt")
+        torch.save({"cfg": cfg.dump(), "state": dict(state), "inputs": inputs} | job, path)
+        done = subprocess.run(
+            [sys.executable, __file__, str(path)],
+            env=os.environ | {"PYTHONPATH": str(folder.resolve())},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise UserError(f"--published {folder}: it failed\n{done.stderr[-3000:]}")
+        return torch.load(path, weights_only=False)
+
+
+def main() -> None:
+    """Times in milliseconds by name, the peak of memory, and outputs or the first loss."""
+    path = Path(sys.argv[1])
+    job = torch.load(path, weights_only=False)
+    if job["threads"]:
+        torch.set_num_threads(job["threads"])
+    model, cfg = _build(job)
+    measure = _training if job["training"] else _inference
+    result = measure(model, job)
+    status = Path("/proc/self/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]
+    on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+    result["peak GB"] = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else int(peak) * 1024e-9
+    torch.save(result, path)
+
+
+def _build(job: dict[str, Any]) -> tuple[nn.Module, CfgNode]:
+    from detectron2.modeling import build_model
+    from detectron2.projects.deeplab import add_deeplab_config
+
+    from mask2former import add_maskformer2_config
+
+    cfg = get_cfg()
+    add_deeplab_config(cfg)
+    add_maskformer2_config(cfg)
+    _merge_known(CfgNode.load_cfg(job["cfg"]), cfg)
+    model = build_model(cfg)
+    state = model.state_dict()  # with versions, for it not to be taken for an older one
+    state.update(job["state"])
+    model.load_state_dict(state)
+    return model, cfg
+
+
+def _merge_known(source: CfgNode, target: CfgNode) -> None:
+    """The keys that the published code has."""
+    for key, value in source.items():
+        if key in target:
+            if isinstance(value, CfgNode):
+                _merge_known(value, target[key])
+            else:
+                target[key] = value
+
+
+@torch.no_grad()
+def _inference(model: nn.Module, job: dict[str, Any]) -> dict[str, Any]:
+    model.eval()
+    times: dict[str, list[float]] = {"forward ms": [], "total ms": []}
+    outputs = {}
+
+    def keep(module: nn.Module, arguments: Any, output: dict[str, Tensor]) -> None:
+        times["forward ms"].append(1000 * (_now() - started))
+        outputs.update({name: output[name] for name in ("pred_logits", "pred_masks")})
+
+    model.sem_seg_head.register_forward_hook(keep)
+    for _ in range(job["repeats"] + 2):
+        outputs.clear()
+        started = _now()
+        model(job["inputs"])
+        times["total ms"].append(1000 * (_now() - started))
+    return {name: values[2:] for name, values in times.items()} | outputs
+
+
+def _training(model: nn.Module, job: dict[str, Any]) -> dict[str, Any]:
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if job["precision"] != "float32":
+        autocast = torch.autocast(model.device.type, getattr(torch, job["precision"]))
+    parts = ("forward ms", "backward ms", "optimizer ms", "step ms")
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    losses = []
+    for _ in range(job["repeats"] + 2):
+        moments = [_now()]
+        with autocast:
+            loss = sum(model(job["inputs"]).values())
+        losses.append(loss.item())
+        moments.append(_now())
+        loss.backward()
+        moments.append(_now())
+        nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        optimizer.step()
+        optimizer.zero_grad()
+        moments.append(_now())
+        ends = [*itertools.pairwise(moments), (moments[0], moments[-1])]
+        for name, (start, end) in zip(parts, ends, strict=True):
+            times[name].append(1000 * (end - start))
+    return {name: values[2:] for name, values in times.items()} | {"first loss": losses[0]}
+
+
+def _now() -> float:
+    """The time in seconds, once a GPU has nothing left to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()
