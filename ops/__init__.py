@@ -9,6 +9,7 @@ latter. An error inside the compiled operator is raised as it is.
 from .library import BackendStatus, backend, plain
 from .ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 from .reference import ms_deform_attn_reference
+from .weighted_sigmoids import weighted_sigmoids
 
 __all__ = [
     "BackendStatus",
@@ -17,4 +18,5 @@ __all__ = [
     "ms_deform_attn_fused",
     "ms_deform_attn_reference",
     "plain",
+    "weighted_sigmoids",
 ]

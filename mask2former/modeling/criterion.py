@@ -2,7 +2,8 @@
 
 Shapes: L predictions, one before each layer of the decoder and one after the last; B pictures; Q
 queries; K classes; C channels; N objects and T matched pairs of one picture (in all its
-predictions); P sampled points, x and y in [-1, 1] from border to border as ``grid_sample`` has them.
+predictions); P sampled points, x and y in [-1, 1] from border to border, as for
+``grid_sample``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -170,7 +171,8 @@ class SetCriterion(nn.Module):
         num_uncertain = int(self.num_points * self.importance_sample_ratio)
         candidates = torch.empty(num_pairs, num_candidates, 2, device=device).uniform_(-1, 1)
         # Detectron2's function sorts what it takes, which costs as much as all the rest.
-        chosen = sampled(mask_logits, candidates).abs_().topk(num_uncertain, dim=1, largest=False, sorted=False).indices
+        certainty = sampled(mask_logits, candidates).abs_()
+        chosen = certainty.topk(num_uncertain, dim=1, largest=False, sorted=False).indices
         uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
         others = candidates.new_empty(num_pairs, self.num_points - num_uncertain, 2)
         return torch.cat([uncertain, others.uniform_(-1, 1)], dim=1)

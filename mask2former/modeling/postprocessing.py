@@ -13,7 +13,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from .linear import linear
+from mask2former_ops import weighted_sigmoids
+
 from .row_maps import RowMaps
 
 Resize = Callable[[Tensor], RowMaps]
@@ -30,12 +31,9 @@ def semantic_inference(class_logits: Tensor, mask_logits: RowMaps) -> RowMaps:
         K maps, not normalised over the classes.
     """
     probabilities = class_logits.softmax(-1)[:, :-1].t()  # (K, Q)
-
-    def scores(logits: Tensor) -> Tensor:
-        pixels = logits.sigmoid().flatten(1).t()
-        return linear(probabilities, pixels).unflatten(1, logits.shape[1:])
-
-    return mask_logits.map(scores, count=len(probabilities))
+    return mask_logits.map(
+        lambda logits, out: weighted_sigmoids(probabilities, logits, out), len(probabilities)
+    )
 
 
 def semantic_labels(scores: Tensor) -> Tensor:

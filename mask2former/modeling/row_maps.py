@@ -18,7 +18,8 @@ LEAST_ROWS = 8  # of a band: matrix products need some width
 
 @dataclass(frozen=True)
 class RowMaps:
-    """``count`` maps of ``size`` (height, width); ``rows(start, stop)`` computes these rows.
+    """``count`` maps of ``size`` (height, width); ``rows(start, stop)`` computes these rows, and
+    ``write(start, stop, out)``, where there is one, computes them in place.
 
     Bilinear resizing is that of :func:`torch.nn.functional.interpolate` without aligned corners.
     """
@@ -27,6 +28,7 @@ class RowMaps:
     count: int
     size: tuple[int, int]
     device: torch.device
+    write: Callable[[int, int, Tensor], object] | None = None
 
     @classmethod
     def of(cls, maps: Tensor) -> "RowMaps":
@@ -45,11 +47,20 @@ class RowMaps:
             self.device,
         )
 
-    def map(self, function: Callable[[Tensor], Tensor], count: int) -> "RowMaps":
-        """``function`` of the n maps of any pixels, (n, ...) -> (count, ...)."""
-        return RowMaps(
-            lambda start, stop: function(self.rows(start, stop)), count, self.size, self.device
-        )
+    def map(self, function: Callable[[Tensor, Tensor], object], count: int) -> "RowMaps":
+        """Maps that ``function`` writes: from (n, rows, width), of any rows, to as many maps as
+        ``count``, of the same dtype."""
+
+        def rows(start: int, stop: int) -> Tensor:
+            band = self.rows(start, stop)
+            out = band.new_empty(count, *band.shape[1:])
+            function(band, out)
+            return out
+
+        def write(start: int, stop: int, out: Tensor) -> None:
+            function(self.rows(start, stop), out)
+
+        return RowMaps(rows, count, self.size, self.device, write)
 
     def resize(self, size: tuple[int, int]) -> "RowMaps":
         """Maps of another (height, width)."""
@@ -76,18 +87,26 @@ class RowMaps:
 
     def bands(self) -> Iterator[tuple[slice, Tensor]]:
         """All rows: which, and the (n, rows, width) maps there."""
-        height, width = self.size
-        elements = BAND_ELEMENTS.get(self.device.type, BAND_ELEMENTS["cuda"])
-        step = max(LEAST_ROWS, elements // max(1, self.count * width))
-        for start in range(0, height, step):
-            stop = min(start + step, height)
+        for start, stop in self._parts():
             yield slice(start, stop), self.rows(start, stop)
 
     def whole(self) -> Tensor:
         """(n, height, width)."""
         whole = None
-        for rows, band in self.bands():
-            if whole is None:
+        for start, stop in self._parts():
+            if whole is not None and self.write is not None:
+                self.write(start, stop, whole[:, start:stop])
+                continue
+            band = self.rows(start, stop)
+            if whole is None:  # the dtype is known from now on
                 whole = band.new_empty(self.count, *self.size)
-            whole[:, rows] = band
+            whole[:, start:stop] = band
         return whole
+
+    def _parts(self) -> Iterator[tuple[int, int]]:
+        """First and last row, exclusive, of the bands."""
+        height, width = self.size
+        elements = BAND_ELEMENTS.get(self.device.type, BAND_ELEMENTS["cuda"])
+        step = max(LEAST_ROWS, elements // max(1, self.count * width))
+        for start in range(0, height, step):
+            yield start, min(start + step, height)

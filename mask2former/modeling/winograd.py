@@ -122,7 +122,7 @@ def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) 
 def winograd_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     """Of a sum weighed by ``gradient``, (B, K, H, W), over :func:`winograd_convolution` of ``x``,
     (B, C, H, W): (K, C, 3, 3)."""
-    channels, (batch, out_channels, height, width) = x.shape[1], gradient.shape
+    channels, (_, out_channels, height, width) = x.shape[1], gradient.shape
     of_input, of_output = (_two_dimensional(m, x) for m in (_INPUT, _OUTPUT))
     filters = x.new_zeros(PATCH**2, out_channels, channels)
     pictures = zip(x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1), strict=True)

@@ -11,27 +11,7 @@
 #include <vector>
 
 #include "../sizes.h"
-
-#if defined(__GNUC__) || defined(__clang__)
-#define MSDA_INLINE inline __attribute__((always_inline))
-#define MSDA_RESTRICT __restrict__
-#elif defined(_MSC_VER)
-#define MSDA_INLINE __forceinline
-#define MSDA_RESTRICT __restrict
-#else
-#define MSDA_INLINE inline
-#define MSDA_RESTRICT
-#endif
-
-// One library for every x86-64: the loader picks the version that suits the processor. This takes
-// GCC's indirect functions and glibc; elsewhere the instruction set is the one in CXXFLAGS.
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && defined(__GNUC__) && \
-    __GNUC__ >= 12
-#define MSDA_MULTIVERSION \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define MSDA_MULTIVERSION
-#endif
+#include "vectorise.h"
 
 namespace msda {
 

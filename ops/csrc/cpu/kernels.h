@@ -2,9 +2,7 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #include "geometry.h"
@@ -30,26 +28,6 @@ struct alignas(64) Block {
   Block(const Sizes& sizes, const std::vector<int64_t>& shapes)
       : level(sizes, shapes), n(sizes.samples()), D(sizes.D), out(block_rows(sizes) * sizes.D) {}
 };
-
-// e^x for x <= 0, to 2e-7 of itself (below -87, e^-87); in a form that compilers vectorise.
-MSDA_INLINE float exp_of_negative(float x) {
-  x = x < -87.0f ? -87.0f : x;  // NaN stays
-  // x = k ln 2 + r with |r| <= ln 2 / 2; ln 2 in two parts, the first exact times any k.
-  const int32_t k = static_cast<int32_t>((x == x ? x : 0.0f) * 1.44269504f - 0.5f);
-  const float r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
-  float sum = 1.0f / 720;
-  sum = sum * r + 1.0f / 120;
-  sum = sum * r + 1.0f / 24;
-  sum = sum * r + 1.0f / 6;
-  sum = sum * r + 0.5f;
-  sum = sum * r + 1.0f;
-  sum = sum * r + 1.0f;
-  const int32_t bits = (k + 127) << 23;  // of 2^k
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  return sum * power;
-}
-MSDA_INLINE double exp_of_negative(double x) { return std::exp(x); }
 
 // In a block whose `locations` are offsets from the rows' reference points (rows, 2) and whose
 // `attention` are logits: adds the points, and takes the softmax over each row.

@@ -1,0 +1,41 @@
+"""The product that semantic scores are: class probabilities times mask probabilities."""
+
+import torch
+from torch import Tensor
+
+from .library import backend, use_compiled
+
+
+def weighted_sigmoids(weights: Tensor, logits: Tensor, out: Tensor) -> Tensor:
+    """``out[k] = sum_q weights[k, q] * sigmoid(logits[q])``.
+
+    Compiled for float32 on the CPU, without gradients; else, and while something is compiled or
+    exported, plain PyTorch.
+
+    Args:
+        weights: (K, Q).
+        logits: (Q, H, W).
+        out: (K, H, W), written; a part of a larger tensor may be.
+
+    Returns:
+        ``out``.
+    """
+    tensors = (weights, logits, out)
+    if (
+        logits.device.type == "cpu"
+        and all(tensor.dtype == torch.float32 for tensor in tensors)
+        and logits.stride(-1) == out.stride(-1) == 1
+        and not (torch.is_grad_enabled() and (weights.requires_grad or logits.requires_grad))
+        and not torch.compiler.is_compiling()
+        and use_compiled("cpu")
+    ):
+        return torch.ops.mask2former.weighted_sigmoids(*tensors)
+    product = weights @ logits.sigmoid().flatten(1)
+    return out.copy_(product.view(out.shape))
+
+
+if backend("cpu").name == "compiled":
+
+    @torch.library.register_fake("mask2former::weighted_sigmoids")
+    def _(weights: Tensor, logits: Tensor, out: Tensor) -> Tensor:
+        return out
