@@ -29,7 +29,8 @@ def weighted_sigmoids(weights: Tensor, logits: Tensor, out: Tensor) -> Tensor:
         and not torch.compiler.is_compiling()
         and use_compiled("cpu")
     ):
-        return torch.ops.mask2former.weighted_sigmoids(*tensors)
+        torch.ops.mask2former.weighted_sigmoids(*tensors)
+        return out
     product = weights @ logits.sigmoid().flatten(1)
     return out.copy_(product.view(out.shape))
 
@@ -37,5 +38,5 @@ def weighted_sigmoids(weights: Tensor, logits: Tensor, out: Tensor) -> Tensor:
 if backend("cpu").name == "compiled":
 
     @torch.library.register_fake("mask2former::weighted_sigmoids")
-    def _(weights: Tensor, logits: Tensor, out: Tensor) -> Tensor:
-        return out
+    def _(weights: Tensor, logits: Tensor, out: Tensor) -> None:
+        return None

@@ -114,7 +114,7 @@ void check(const Tensor& weights, const Tensor& logits, const Tensor& out) {
                   "weighted_sigmoids: the pixels of a row must be adjacent in logits and out");
 }
 
-Tensor weighted_sigmoids(const Tensor& weights, const Tensor& logits, Tensor out) {
+void weighted_sigmoids(const Tensor& weights, const Tensor& logits, Tensor out) {
   check(weights, logits, out);
   const int64_t K = out.size(0), Q = logits.size(0), H = out.size(1), W = out.size(2);
   const Tensor plain = torch::stable::contiguous(weights);
@@ -132,13 +132,12 @@ Tensor weighted_sigmoids(const Tensor& weights, const Tensor& logits, Tensor out
                    std::min(kPixels, W - x), sigmoids.get(), to + y * to_row + x, to_map);
     }
   });
-  return out;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mask2former, m) {
-  m.def("weighted_sigmoids(Tensor weights, Tensor logits, Tensor(a!) out) -> Tensor(a!)");
+  m.def("weighted_sigmoids(Tensor weights, Tensor logits, Tensor(a!) out) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mask2former, CPU, m) {

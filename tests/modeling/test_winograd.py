@@ -1,0 +1,104 @@
+"""Against torch's own convolution, in float64 and float32."""
+
+import pytest
+import torch
+from detectron2.layers import get_norm
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from mask2former.modeling import winograd
+from mask2former.modeling.winograd import Conv3x3, winograd_convolution
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 9), (13, 22), (3, 700), (700, 3)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_convolution_and_gradients(size, with_bias):
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(5, dtype=torch.float64, requires_grad=True) if with_bias else None
+    expected = F.conv2d(x, weight, bias, padding=1)
+    actual = winograd_convolution(x, weight, bias)
+    torch.testing.assert_close(actual, expected, check_stride=False)
+    inputs = (x, weight, bias) if with_bias else (x, weight)
+    slope = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad(actual, inputs, slope),
+        torch.autograd.grad(expected, inputs, slope),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@torch.no_grad()
+def test_rounding_errors_are_those_of_a_convolution():
+    x, weight = torch.randn(1, 256, 40, 60).relu(), torch.randn(256, 256, 3, 3) / 48
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+
+    def error(actual):
+        return ((actual - exact).square().mean() / exact.square().mean()).sqrt()
+
+    assert error(winograd_convolution(x, weight)) < 4 * error(F.conv2d(x, weight, padding=1))
+
+
+def layer(channels=winograd.FEWEST_CHANNELS):
+    return Conv3x3(
+        *(channels, channels, 3),
+        padding=1,
+        bias=False,
+        norm=get_norm("GN", channels),
+        activation=F.relu_,
+    )
+
+
+@pytest.fixture
+def count(monkeypatch):
+    """How often it is taken instead of torch's convolution."""
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return winograd_convolution(*arguments)
+
+    monkeypatch.setattr(winograd, "winograd_convolution", counted)
+    return calls
+
+
+def test_the_layer_is_detectron2s(count):
+    conv = layer()
+    x = torch.randn(1, winograd.FEWEST_CHANNELS, 9, 14)
+    actual = conv(x)
+    assert len(count) == 1
+    expected = super(Conv3x3, conv).forward(x)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4, check_stride=False)
+    one, other = (torch.autograd.grad(y.square().sum(), conv.weight)[0] for y in (actual, expected))
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * other.abs().max().item())
+
+
+@torch.no_grad()
+def test_elsewhere_it_is_torchs_convolution(count):
+    x = torch.randn(1, winograd.FEWEST_CHANNELS, 9, 14)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer()(x)
+    layer().bfloat16()(x.bfloat16())
+    layer().double()(x.double())
+    layer(32)(x[:, :32])
+    torch.compile(layer(), backend="eager", fullgraph=True)(x)
+    graph = torch.export.export(layer(), (x,)).graph
+    assert any("conv2d" in str(node.target) for node in graph.nodes)
+    assert not count
+
+
+def test_registration():
+    x = torch.randn(1, 4, 6, 5, requires_grad=True)
+    weight, bias = torch.randn(3, 4, 3, 3, requires_grad=True), torch.randn(3)
+    torch.library.opcheck(winograd_convolution, (x, weight, bias))
+    torch.library.opcheck(winograd.winograd_weight_gradient, (x.detach(), torch.randn(1, 3, 6, 5)))
+
+
+def test_it_counts_as_the_convolution():
+    x, weight = torch.randn(2, 4, 6, 5), torch.randn(3, 4, 3, 3)
+    with FlopCounterMode(display=False) as expected:
+        F.conv2d(x, weight, padding=1)
+    with FlopCounterMode(display=False) as actual:
+        winograd_convolution(x, weight)
+    assert actual.get_total_flops() == expected.get_total_flops() == 2 * 2 * 30 * 3 * 4 * 9
