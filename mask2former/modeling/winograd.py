@@ -96,75 +96,84 @@ def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) 
     Returns:
         (B, K, H, W), channels last.
     """
-    batch, channels, height, width = x.shape
+    batch, _, height, width = x.shape
     out_channels = len(weight)
-    filters = _transformed(weight, channels).mT  # (36, C, K)
-    of_input, of_output = (_two_dimensional(m, x) for m in (_INPUT, _OUTPUT))
-    results = x.new_empty(batch, height, width, out_channels)
+    filters = _transformed(weight).mT  # (36, C, K)
+    of_output = _two_dimensional(_OUTPUT, x)
+    patches = _Patches(x)
+    tiles_down, tiles_right = patches.tiles
+    results = x.new_empty(batch, tiles_down, TILE, tiles_right, TILE, out_channels)
     for picture, result in zip(x.permute(0, 2, 3, 1), results, strict=True):
-        for first, rows, columns in _bands(height, width):
-            patches = of_input @ _patches(picture, first, rows, columns)
-            products = batched_product(patches.view(PATCH**2, -1, channels), filters)
-            tiles = (of_output @ products.view(PATCH**2, -1)).view(
-                TILE, TILE, rows, columns, out_channels
-            )
-            band = tiles.permute(2, 0, 3, 1, 4).flatten(0, 1).flatten(1, 2)
-            target = result[first * TILE : (first + rows) * TILE]
-            band = band[: len(target), :width]
-            if bias is None:
-                target.copy_(band)
-            else:
-                torch.add(band, bias, out=target)
-    return results.permute(0, 3, 1, 2)
+        for first, rows in patches.bands():
+            products = batched_product(patches(picture, first, rows), filters)
+            tiles = of_output @ products.view(PATCH**2, -1)
+            tiles = tiles.view(TILE, TILE, rows, tiles_right, out_channels).permute(2, 0, 3, 1, 4)
+            target = result[first : first + rows]
+            target.copy_(tiles) if bias is None else torch.add(tiles, bias, out=target)
+    results = results.flatten(3, 4).flatten(1, 2)[:, :height, :width]
+    return results.contiguous().permute(0, 3, 1, 2)
 
 
 @torch.library.custom_op("mask2former::winograd_weight_gradient", mutates_args=())
 def winograd_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     """Of a sum weighed by ``gradient``, (B, K, H, W), over :func:`winograd_convolution` of ``x``,
     (B, C, H, W): (K, C, 3, 3)."""
-    channels, (_, out_channels, height, width) = x.shape[1], gradient.shape
-    of_input, of_output = (_two_dimensional(m, x) for m in (_INPUT, _OUTPUT))
+    channels, out_channels = x.shape[1], gradient.shape[1]
+    to_output = _two_dimensional(_OUTPUT, x).t()
+    patches = _Patches(x)
     filters = x.new_zeros(PATCH**2, out_channels, channels)
     pictures = zip(x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1), strict=True)
     for picture, slope in pictures:
-        for first, rows, columns in _bands(height, width):
-            patches = of_input @ _patches(picture, first, rows, columns)
-            tiles = of_output.t() @ _tiles(slope, first, rows, columns)
-            filters.baddbmm_(
-                tiles.view(PATCH**2, -1, out_channels).mT, patches.view(PATCH**2, -1, channels)
-            )
+        for first, rows in patches.bands():
+            tiles = to_output @ _tiles(slope, first, rows, patches.tiles[1])
+            tiles = tiles.view(PATCH**2, -1, out_channels)
+            filters.baddbmm_(tiles.mT, patches(picture, first, rows))
     weight = _two_dimensional(_FILTER, x).t() @ filters.flatten(1)
     return weight.view(3, 3, out_channels, channels).permute(2, 3, 0, 1).contiguous()
 
 
-def _transformed(weight: Tensor, channels: int) -> Tensor:
+def _transformed(weight: Tensor) -> Tensor:
     """(K, C, 3, 3) -> (36, K, C)."""
     rows = weight.permute(2, 3, 0, 1).reshape(9, -1)
-    return (_two_dimensional(_FILTER, weight) @ rows).view(PATCH**2, -1, channels)
+    return (_two_dimensional(_FILTER, weight) @ rows).view(PATCH**2, *weight.shape[:2])
 
 
-def _bands(height: int, width: int) -> Iterator[tuple[int, int, int]]:
-    """First row of tiles, rows of tiles and tiles in a row of the parts that stay in the cache."""
-    height, columns = math.ceil(height / TILE), math.ceil(width / TILE)
-    most = max(1, TILES_IN_CACHE // columns)
-    for first in range(0, height, most):
-        yield first, min(most, height - first), columns
+class _Patches:
+    """The transformed inputs of some rows of tiles, in memory that is taken once."""
 
+    def __init__(self, x: Tensor) -> None:
+        """x: (B, C, H, W)."""
+        channels, height, width = x.shape[1:]
+        self.width = width
+        self.tiles = math.ceil(height / TILE), math.ceil(width / TILE)
+        self.most_rows = max(1, TILES_IN_CACHE // self.tiles[1])
+        elements = self.most_rows * self.tiles[1] * channels
+        self.to_patches = _two_dimensional(_INPUT, x)
+        self.gathered, self.patches = x.new_empty(2, PATCH**2, elements)
+        # Zero outside of the picture.
+        self.band = x.new_zeros(TILE * self.most_rows + 2, TILE * self.tiles[1] + 2, channels)
 
-def _patches(picture: Tensor, first: int, rows: int, columns: int) -> Tensor:
-    """The overlapping inputs of tiles, zero outside of the picture: (H, W, C) -> (36, T * C)."""
-    height, width, channels = picture.shape
-    top, bottom = first * TILE - 1, (first + rows) * TILE + 1
-    band = F.pad(
-        picture[max(top, 0) : bottom],
-        (0, 0, 1, columns * TILE + 1 - width, max(-top, 0), max(bottom - height, 0)),
-    )
-    down, right, channel = band.stride()
-    patches = band.as_strided(
-        (PATCH, PATCH, rows, columns, channels),
-        (down, right, TILE * down, TILE * right, channel),
-    )
-    return patches.reshape(PATCH**2, -1)
+    def bands(self) -> Iterator[tuple[int, int]]:
+        """The first, and how many rows of tiles at a time."""
+        for first in range(0, self.tiles[0], self.most_rows):
+            yield first, min(self.most_rows, self.tiles[0] - first)
+
+    def __call__(self, picture: Tensor, first: int, rows: int) -> Tensor:
+        """Of an (H, W, C) picture: (36, T, C), valid until the next call."""
+        top = TILE * first - 1
+        inside = picture[max(top, 0) : top + TILE * rows + 2]
+        above = max(-top, 0)
+        self.band[:above] = 0
+        self.band[above : above + len(inside), 1 : self.width + 1] = inside
+        self.band[above + len(inside) :] = 0
+        down, right, channel = self.band.stride()
+        shape = PATCH, PATCH, rows, self.tiles[1], picture.shape[2]
+        overlapping = self.band.as_strided(shape, (down, right, TILE * down, TILE * right, channel))
+        elements = math.prod(shape[2:])
+        gathered, patches = self.gathered[:, :elements], self.patches[:, :elements]
+        gathered.view(shape).copy_(overlapping)
+        torch.mm(self.to_patches, gathered, out=patches)
+        return patches.view(PATCH**2, -1, picture.shape[2])
 
 
 def _tiles(picture: Tensor, first: int, rows: int, columns: int) -> Tensor:

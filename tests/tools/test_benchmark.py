@@ -1,6 +1,7 @@
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -115,6 +116,49 @@ def test_inference(benchmark, sample_root, tmp_path, precision):
         assert 1e-4 < figures["mask_drift"] < 0.2  # it is the model in bfloat16 that is compared
         assert f"mask logits {figures['mask_drift']:.1e}" in output
     assert figures["command"].startswith("inference")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout of the published code, which is this code: only the mechanism is tested here."""
+    package = TOOL.parents[1] / "mask2former"
+    shutil.copytree(package, tmp_path / "checkout" / "mask2former")
+    (tmp_path / "checkout" / "mask2former" / "maskformer_model.py").touch()
+    return tmp_path / "checkout"
+
+
+@pytest.mark.parametrize("command", ["inference", "training"])
+def test_published_code(benchmark, sample_root, tmp_path, checkout, command):
+    config = TOOL.parents[1] / "configs" / "quickstart.yaml"
+    catalog = sample_root / "catalog.yaml"
+    benchmark(
+        *(command, "--config-file", config, "--size", 64, 96, "--repeats", 1),
+        *("--no-huggingface", "--published", checkout, "--json", tmp_path / "figures.json"),
+        *("MODEL.DEVICE", "cpu", "DATASETS.CATALOG", catalog),
+    )
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    if command == "inference":
+        rows = {row.pop(""): row for row in figures["published"]}
+        assert set(rows) == {"forward ms", "total ms", "peak GB"}
+        assert figures["published_class_difference"] < 1e-4
+        assert figures["published_mask_difference"] < 1e-3
+    else:
+        rows = {row.pop(""): row for row in figures["training"]}
+        assert rows["first loss"]["published"] == pytest.approx(rows["first loss"]["here"], rel=0.1)
+    for row in rows.values():
+        assert all(x["median"] if isinstance(x, dict) else x for x in row.values())
+
+
+def test_published_code_that_is_not_there(benchmark, sample_root, tmp_path, capsys):
+    config = TOOL.parents[1] / "configs" / "quickstart.yaml"
+    with pytest.raises(SystemExit):
+        benchmark(
+            *("training", "--config-file", config, "--published", tmp_path, "--no-huggingface"),
+            *("DATASETS.CATALOG", sample_root / "catalog.yaml"),
+        )
+    captured = capsys.readouterr()
+    assert "--published: there is no mask2former/maskformer_model.py in" in captured.err
+    assert not captured.out
 
 
 def test_folder_of_json_is_checked_first(benchmark, tmp_path, capsys):

@@ -22,10 +22,19 @@ from torch import Tensor, nn
 def add_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--published",
-        type=Path,
+        type=_checkout,
         metavar="FOLDER",
         help="measure the published code, too: the folder of a checkout, with mask2former/ in it",
     )
+
+
+def _checkout(folder: str) -> Path:
+    if not Path(folder, "mask2former", "maskformer_model.py").is_file():
+        raise argparse.ArgumentTypeError(
+            f"there is no mask2former/maskformer_model.py in {folder}: name the folder of a "
+            "checkout of the published code"
+        )
+    return Path(folder)
 
 
 def run_published(
@@ -44,14 +53,10 @@ def run_published(
     """
     from mask2former.errors import UserError
 
-    if not (folder / "mask2former" / "maskformer_model.py").is_file():
-        raise UserError(
-            f"--published {folder}: there is no mask2former/maskformer_model.py; "
-            "name the folder of a checkout of the published code"
-        )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "job.pt")
-        torch.save({"cfg": cfg.dump(), "state": dict(state), "inputs": inputs} | job, path)
+        job |= {"folder": folder.resolve(), "cfg": cfg.dump()}
+        torch.save(job | {"state": dict(state), "inputs": inputs}, path)
         done = subprocess.run(
             [sys.executable, __file__, str(path)],
             env=os.environ | {"PYTHONPATH": str(folder.resolve())},
@@ -83,8 +88,11 @@ def _build(job: dict[str, Any]) -> tuple[nn.Module, CfgNode]:
     from detectron2.modeling import build_model
     from detectron2.projects.deeplab import add_deeplab_config
 
+    import mask2former
     from mask2former import add_maskformer2_config
 
+    if not Path(mask2former.__file__).is_relative_to(job["folder"]):
+        raise SystemExit(f"this is the package of another folder: {mask2former.__file__}")
     cfg = get_cfg()
     add_deeplab_config(cfg)
     add_maskformer2_config(cfg)
