@@ -1,9 +1,10 @@
-"""Multi-scale deformable attention, the compiled operator of Mask2Former.
+"""The compiled operators of Mask2Former: multi-scale deformable attention and semantic scores.
 
 `ms_deform_attn`, and `ms_deform_attn_fused` for the projections before they are locations and
 weights, call the compiled library for the tensors' device; where there is none, they warn once and
 call `ms_deform_attn_reference`. `backend` tells which, and why; inside `plain()` it is always the
-latter. An error inside the compiled operator is raised as it is.
+latter. An error inside the compiled operator is raised as it is. `weighted_sigmoids` does likewise,
+on CPUs.
 """
 
 from .library import BackendStatus, backend, plain

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 
 _PACKAGE = Path(__file__).resolve().parent
+NEWEST = "weighted_sigmoids"  # of the operators; a library without it was built before
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 _REMEDY = (
     "Multi-scale deformable attention runs in plain PyTorch: the same results, many times slower. "
@@ -41,6 +42,8 @@ def _load(device_type: str) -> BackendStatus:
     except OSError as error:
         why = error.__cause__ or error
         return BackendStatus("pytorch", None, f"{library.name} does not load: {why}")
+    if not hasattr(torch.ops.mask2former, NEWEST):
+        return BackendStatus("pytorch", None, f"{library.name} is older than the sources")
     return BackendStatus("compiled", library, f"{library.name} is loaded")
 
 

@@ -1,7 +1,11 @@
 """The product that semantic scores are: class probabilities times mask probabilities."""
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .library import backend, use_compiled
 
@@ -40,3 +44,8 @@ if backend("cpu").name == "compiled":
     @torch.library.register_fake("mask2former::weighted_sigmoids")
     def _(weights: Tensor, logits: Tensor, out: Tensor) -> None:
         return None
+
+    @register_flop_formula(torch.ops.mask2former.weighted_sigmoids)
+    def _flops(weights_shape: tuple, logits_shape: tuple, *args: Any, **kwargs: Any) -> int:
+        """Those of the product."""
+        return 2 * weights_shape[0] * math.prod(logits_shape)

@@ -2,13 +2,13 @@
 
 Shapes: L predictions, one before each layer of the decoder and one after the last; B pictures; Q
 queries; K classes; C channels; N objects and T matched pairs of one picture (in all its
-predictions); P sampled points, x and y in [-1, 1] from border to border, as for
-``grid_sample``.
+predictions); P sampled points.
 """
 
 from collections.abc import Mapping, Sequence
 
 import torch
+from detectron2.projects.point_rend.point_features import point_sample
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -158,29 +158,24 @@ class SetCriterion(nn.Module):
             chunks = uncertain.split(PAIRS_AT_A_TIME)
             points = torch.cat([self.uncertain_points(chunk) for chunk in chunks])
             masks = masks_at(target["masks"], points, match, num_predictions)
-        logits = sampled(mask_logits, points)
+        logits = point_sample(mask_logits[:, None], points, align_corners=False).squeeze(1)
         if ignored is None:
             return logits, masks, torch.ones_like(masks)
-        counts = ~values_at(ignored[None], (points.flatten(0, 1)[None] + 1) / 2).view(masks.shape)
+        counts = ~values_at(ignored[None], points.flatten(0, 1)[None]).view(masks.shape)
         return logits, masks, counts.float()
 
     def uncertain_points(self, mask_logits: Tensor) -> Tensor:
-        """(T, h, w) logits -> (T, P, 2) points (PointRend, section 3.1)."""
+        """(T, h, w) logits -> (T, P, 2) points, x and y in [0, 1] (PointRend, section 3.1)."""
         num_pairs, device = len(mask_logits), mask_logits.device
         num_candidates = int(self.num_points * self.oversample_ratio)
         num_uncertain = int(self.num_points * self.importance_sample_ratio)
-        candidates = torch.empty(num_pairs, num_candidates, 2, device=device).uniform_(-1, 1)
+        candidates = torch.rand(num_pairs, num_candidates, 2, device=device)
+        logits = point_sample(mask_logits[:, None], candidates, align_corners=False).squeeze(1)
         # Detectron2's function sorts what it takes, which costs as much as all the rest.
-        certainty = sampled(mask_logits, candidates).abs_()
-        chosen = certainty.topk(num_uncertain, dim=1, largest=False, sorted=False).indices
+        chosen = logits.abs().topk(num_uncertain, dim=1, largest=False, sorted=False).indices
         uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
-        others = candidates.new_empty(num_pairs, self.num_points - num_uncertain, 2)
-        return torch.cat([uncertain, others.uniform_(-1, 1)], dim=1)
-
-
-def sampled(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values of (n, h, w) maps at (n, P, 2) points of each, 0 outside: (n, P)."""
-    return F.grid_sample(maps[:, None], points[:, None], align_corners=False)[:, 0, 0]
+        others = torch.rand(num_pairs, self.num_points - num_uncertain, 2, device=device)
+        return torch.cat([uncertain, others], dim=1)
 
 
 def masks_at(masks: Tensor, points: Tensor, match: Matches, num_predictions: int) -> Tensor:
@@ -191,7 +186,7 @@ def masks_at(masks: Tensor, points: Tensor, match: Matches, num_predictions: int
     """
     per_object = points.new_zeros(len(masks), num_predictions, *points.shape[1:])
     per_object[match.objects, match.layers] = points
-    values = sampled(masks.float(), per_object.flatten(1, 2))
+    values = point_sample(masks[:, None].float(), per_object.flatten(1, 2), align_corners=False)
     return values.view(per_object.shape[:-1])[match.objects, match.layers]
 
 

@@ -268,6 +268,16 @@ class QueryPrediction(NamedTuple):
     padded_size: tuple[int, int]
     image_size: tuple[int, int]
 
+    @property
+    def device(self) -> torch.device:
+        return self.mask_logits.device
+
+    def to(self, device: torch.device | str) -> "QueryPrediction":
+        """On another device; Detectron2 asks for it where a GPU's memory is not enough."""
+        return self._replace(
+            class_logits=self.class_logits.to(device), mask_logits=self.mask_logits.to(device)
+        )
+
     def unpadded(self, mask_logits: Tensor | None = None) -> RowMaps:
         """Mask logits, by default all of them, at the size of the picture."""
         maps = RowMaps.of(self.mask_logits if mask_logits is None else mask_logits)

@@ -162,15 +162,7 @@ def _fpn_level(in_channels: int, conv_dim: int, norm: str) -> tuple[Conv2d, Conv
     """The lateral 1x1 and the output 3x3 convolution of one FPN level."""
     bias = norm == ""
     adapter = Conv2d(in_channels, conv_dim, 1, bias=bias, norm=get_norm(norm, conv_dim))
-    layer = Conv3x3(
-        conv_dim,
-        conv_dim,
-        kernel_size=3,
-        padding=1,
-        bias=bias,
-        norm=get_norm(norm, conv_dim),
-        activation=F.relu_,
-    )
+    layer = Conv3x3(conv_dim, bias=bias, norm=get_norm(norm, conv_dim), activation=F.relu_)
     c2_xavier_fill(adapter)
     c2_xavier_fill(layer)
     return adapter, layer

@@ -7,12 +7,12 @@ outputs. It equals the convolution in real arithmetic. At the points 0, 1, -1, 1
 et al. 2020, "Error analysis and improving the accuracy of Winograd convolution") its rounding
 errors are about twice those of torch's own.
 
-Shapes: B pictures of H x W pixels, C channels in, K out, T tiles, which are handled as long as they
-stay in a CPU's cache.
+Shapes: B pictures of H x W pixels, C channels in, K out; T tiles, as many at a time as stay in the
+last cache. Channels are last in memory.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,66 +27,69 @@ TILE = 4  # outputs on a side
 PATCH = TILE + 2  # inputs on a side
 TILES_IN_CACHE = 160
 FEWEST_CHANNELS = 128  # torch's own convolution is as fast with fewer
+_MEASURED = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
-_INPUT = torch.tensor(  # B^T
-    [
-        [1, -1.5, -2, 1.5, 1, 0],
-        [0, -1, 0.5, 2.5, 1, 0],
-        [0, 1, -2.5, 0.5, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 0.5, -1, -0.5, 1, 0],
-        [0, 1, -1.5, -2, 1.5, 1],
-    ],
-    dtype=torch.float64,
+_BT = (
+    (1, -1.5, -2, 1.5, 1, 0),
+    (0, -1, 0.5, 2.5, 1, 0),
+    (0, 1, -2.5, 0.5, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 0.5, -1, -0.5, 1, 0),
+    (0, 1, -1.5, -2, 1.5, 1),
 )
-_FILTER = (  # G
-    torch.tensor(
-        [[15, 0, 0], [5, 5, 5], [-5, 5, -5], [-16, -8, -4], [1, -2, 4], [0, 0, 15]],
-        dtype=torch.float64,
-    )
-    / 15
+_G = (
+    (1, 0, 0),
+    (1 / 3, 1 / 3, 1 / 3),
+    (-1 / 3, 1 / 3, -1 / 3),
+    (-16 / 15, -8 / 15, -4 / 15),
+    (1 / 15, -2 / 15, 4 / 15),
+    (0, 0, 1),
 )
-_OUTPUT = torch.tensor(  # A^T
-    [
-        [1, 1, 1, 1, 1, 0],
-        [0, 1, -1, 0.5, -2, 0],
-        [0, 1, 1, 0.25, 4, 0],
-        [0, 1, -1, 0.125, -8, 1],
-    ],
-    dtype=torch.float64,
+_AT = (
+    (1, 1, 1, 1, 1, 0),
+    (0, 1, -1, 0.5, -2, 0),
+    (0, 1, 1, 0.25, 4, 0),
+    (0, 1, -1, 0.125, -8, 1),
 )
 
 
-def _two_dimensional(matrix: Tensor, like: Tensor) -> Tensor:
+def _nested(matrix: Sequence[Sequence[float]], like: Tensor) -> Tensor:
     """M such that M vec(x) = vec(matrix x matrix^T)."""
-    return torch.kron(matrix, matrix).to(like)
+    exact = torch.tensor(matrix, dtype=torch.float64, device=like.device)
+    return torch.kron(exact, exact).to(like.dtype)
 
 
 class Conv3x3(Conv2d):
-    """Detectron2's convolution, of 3x3 filters and a padding of 1; by Winograd where it pays."""
+    """Detectron2's convolution, 3x3 with a padding of 1; by Winograd where that is faster."""
+
+    def __init__(self, channels: int, **options: Any) -> None:
+        """options: ``bias``, ``norm`` and ``activation``."""
+        super().__init__(channels, channels, kernel_size=3, padding=1, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not pays(x, self.weight):
+        if not is_faster(x, self.weight):
             return super().forward(x)
         x = winograd_convolution(x, self.weight, self.bias)
         x = x if self.norm is None else self.norm(x)
         return x if self.activation is None else self.activation(x)
 
 
-def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether :func:`winograd_convolution` is faster, and can be used."""
+def is_faster(x: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`winograd_convolution` is, and can be used."""
     return (
         x.device.type == "cpu"
+        and _MEASURED
         and x.dtype == weight.dtype == torch.float32
         and min(weight.shape[:2]) >= FEWEST_CHANNELS
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
     )
 
 
 @torch.library.custom_op("mask2former::winograd_convolution", mutates_args=())
 def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """:func:`torch.nn.functional.conv2d` with a padding of 1.
+    """:func:`torch.nn.functional.conv2d` with a padding of 1; no double backward.
 
     Args:
         x: (B, C, H, W), of any strides.
@@ -99,43 +102,47 @@ def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) 
     batch, _, height, width = x.shape
     out_channels = len(weight)
     filters = _transformed(weight).mT  # (36, C, K)
-    of_output = _two_dimensional(_OUTPUT, x)
+    of_output = _nested(_AT, x)
     patches = _Patches(x)
     tiles_down, tiles_right = patches.tiles
-    results = x.new_empty(batch, tiles_down, TILE, tiles_right, TILE, out_channels)
+    out = _channels_last(x, (batch, out_channels, TILE * tiles_down, TILE * tiles_right))
+    results = out.permute(0, 2, 3, 1).unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE))
     for picture, result in zip(x.permute(0, 2, 3, 1), results, strict=True):
         for first, rows in patches.bands():
             products = batched_product(patches(picture, first, rows), filters)
             tiles = of_output @ products.view(PATCH**2, -1)
             tiles = tiles.view(TILE, TILE, rows, tiles_right, out_channels).permute(2, 0, 3, 1, 4)
             target = result[first : first + rows]
-            target.copy_(tiles) if bias is None else torch.add(tiles, bias, out=target)
-    results = results.flatten(3, 4).flatten(1, 2)[:, :height, :width]
-    return results.contiguous().permute(0, 3, 1, 2)
+            if bias is None:
+                target.copy_(tiles)
+            else:
+                torch.add(tiles, bias, out=target)
+    if out.shape[2:] == (height, width):
+        return out
+    return out[..., :height, :width].clone(memory_format=torch.channels_last)
 
 
-@torch.library.custom_op("mask2former::winograd_weight_gradient", mutates_args=())
-def winograd_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
-    """Of a sum weighed by ``gradient``, (B, K, H, W), over :func:`winograd_convolution` of ``x``,
-    (B, C, H, W): (K, C, 3, 3)."""
+def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of :func:`winograd_convolution`'s weight, (K, C, 3, 3), from x, (B, C, H, W),
+    and the gradient of its output, (B, K, H, W)."""
     channels, out_channels = x.shape[1], gradient.shape[1]
-    to_output = _two_dimensional(_OUTPUT, x).t()
+    to_output = _nested(_AT, x).t()
     patches = _Patches(x)
     filters = x.new_zeros(PATCH**2, out_channels, channels)
     pictures = zip(x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1), strict=True)
     for picture, slope in pictures:
         for first, rows in patches.bands():
-            tiles = to_output @ _tiles(slope, first, rows, patches.tiles[1])
+            tiles = to_output @ _gradient_tiles(slope, first, rows, patches.tiles[1])
             tiles = tiles.view(PATCH**2, -1, out_channels)
             filters.baddbmm_(tiles.mT, patches(picture, first, rows))
-    weight = _two_dimensional(_FILTER, x).t() @ filters.flatten(1)
+    weight = _nested(_G, x).t() @ filters.flatten(1)
     return weight.view(3, 3, out_channels, channels).permute(2, 3, 0, 1).contiguous()
 
 
 def _transformed(weight: Tensor) -> Tensor:
     """(K, C, 3, 3) -> (36, K, C)."""
     rows = weight.permute(2, 3, 0, 1).reshape(9, -1)
-    return (_two_dimensional(_FILTER, weight) @ rows).view(PATCH**2, *weight.shape[:2])
+    return (_nested(_G, weight) @ rows).view(PATCH**2, *weight.shape[:2])
 
 
 class _Patches:
@@ -146,9 +153,9 @@ class _Patches:
         channels, height, width = x.shape[1:]
         self.width = width
         self.tiles = math.ceil(height / TILE), math.ceil(width / TILE)
-        self.most_rows = max(1, TILES_IN_CACHE // self.tiles[1])
+        self.most_rows = max(1, min(TILES_IN_CACHE // self.tiles[1], self.tiles[0]))
         elements = self.most_rows * self.tiles[1] * channels
-        self.to_patches = _two_dimensional(_INPUT, x)
+        self.to_patches = _nested(_BT, x)
         self.gathered, self.patches = x.new_empty(2, PATCH**2, elements)
         # Zero outside of the picture.
         self.band = x.new_zeros(TILE * self.most_rows + 2, TILE * self.tiles[1] + 2, channels)
@@ -176,12 +183,12 @@ class _Patches:
         return patches.view(PATCH**2, -1, picture.shape[2])
 
 
-def _tiles(picture: Tensor, first: int, rows: int, columns: int) -> Tensor:
-    """The outputs of tiles, zero outside of the picture: (H, W, K) -> (16, T * K)."""
-    height, width, channels = picture.shape
+def _gradient_tiles(gradient: Tensor, first: int, rows: int, columns: int) -> Tensor:
+    """Those of outputs, zero outside of the picture: (H, W, K) -> (16, T * K)."""
+    height, width, channels = gradient.shape
     bottom = (first + rows) * TILE
     band = F.pad(
-        picture[first * TILE : bottom],
+        gradient[first * TILE : bottom],
         (0, 0, 0, columns * TILE - width, 0, max(bottom - height, 0)),
     )
     tiles = band.reshape(rows, TILE, columns, TILE, channels).permute(1, 3, 0, 2, 4)
@@ -190,13 +197,12 @@ def _tiles(picture: Tensor, first: int, rows: int, columns: int) -> Tensor:
 
 @winograd_convolution.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    batch, _, height, width = x.shape
-    return x.new_empty(batch, height, width, len(weight)).permute(0, 3, 1, 2)
+    return _channels_last(x, (len(x), len(weight), *x.shape[2:]))
 
 
-@winograd_weight_gradient.register_fake
-def _(x: Tensor, gradient: Tensor) -> Tensor:
-    return x.new_empty(gradient.shape[1], x.shape[1], 3, 3)
+def _channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    options = {"dtype": like.dtype, "device": like.device}
+    return torch.empty(shape, memory_format=torch.channels_last, **options)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
@@ -205,13 +211,14 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
-    of_x, of_weight, *of_bias = ctx.needs_input_grad  # without a bias that was left out
+    of_x, of_weight, *of_bias = ctx.needs_input_grad  # of (x, weight) or (x, weight, bias)
     turned = weight.flip(2, 3).transpose(0, 1)
-    return (
-        winograd_convolution(gradient, turned) if of_x else None,
-        winograd_weight_gradient(x, gradient) if of_weight else None,
-        gradient.sum((0, 2, 3)) if any(of_bias) else None,
-    )
+    with torch.autocast("cpu", enabled=False):
+        return (
+            winograd_convolution(gradient, turned) if of_x else None,
+            weight_gradient(x, gradient) if of_weight else None,
+            gradient.sum((0, 2, 3)) if any(of_bias) else None,
+        )
 
 
 winograd_convolution.register_autograd(_backward, setup_context=_save)

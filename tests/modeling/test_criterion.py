@@ -36,7 +36,7 @@ def constant_case():
 
 def inner_points(self, logits):
     """Points away from the border, where zero padding takes part in bilinear sampling."""
-    return torch.rand(len(logits), 256, 2) - 0.5
+    return 0.25 + 0.5 * torch.rand(len(logits), 256, 2)
 
 
 @pytest.fixture

@@ -55,6 +55,17 @@ def test_a_batch_gives_what_single_pictures_give(model):
         torch.testing.assert_close(together["sem_seg"], alone["sem_seg"], atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_a_prediction_moves_as_detectron2_moves_what_a_gpu_cannot_hold(model):
+    """``retry_if_cuda_oom`` takes what has a device, and calls ``to(device="cpu")``."""
+    model.eval()
+    prediction = model.predict([torch.rand(3, 60, 80)])[0]
+    assert prediction.device == prediction.class_logits.device
+    moved = prediction.to(device="meta")
+    assert moved.device.type == moved.class_logits.device.type == "meta"
+    assert moved.image_size == prediction.image_size
+
+
 @pytest.mark.parametrize("before", [False, True])
 def test_padding_is_cut_off_in_either_resize_order(tiny_cfg, before):
     tiny_cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False

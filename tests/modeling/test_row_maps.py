@@ -5,7 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from mask2former.modeling import row_maps
-from mask2former.modeling.postprocessing import instance_inference, panoptic_inference
+from mask2former.modeling.postprocessing import (
+    instance_inference,
+    panoptic_inference,
+    semantic_inference,
+)
 from mask2former.modeling.row_maps import RowMaps
 
 
@@ -52,6 +56,19 @@ def test_functions_of_maps_that_are_resized(thin_bands):
     )
     expected = interpolate(interpolate(maps, (40, 40))[:2] ** 2, (30, 50))
     torch.testing.assert_close(squares.whole(), expected)
+
+
+def test_semantic_scores_in_bands(thin_bands):
+    """Bands are written where they belong, also where the last is lower and the rest is cut off."""
+    classes, masks = torch.randn(6, 4), torch.randn(6, 9, 12)
+    maps = RowMaps.of(masks).resize((36, 48)).crop((30, 41))
+    probabilities = classes.softmax(-1)[:, :-1]
+    expected = interpolate(masks, (36, 48))[:, :30, :41].sigmoid()
+    expected = torch.einsum("qk,qhw->khw", probabilities, expected)
+    scores = semantic_inference(classes, maps)
+    assert len(list(scores.bands())) == 4
+    torch.testing.assert_close(scores.whole(), expected)
+    torch.testing.assert_close(torch.cat([band for _, band in scores.bands()], 1), expected)
 
 
 def test_no_maps(thin_bands):

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former_ops import backend, plain, weighted_sigmoids
 
@@ -65,6 +66,9 @@ def test_gradients_and_other_types_are_plain_pytorch():
 def test_registration():
     arguments = torch.rand(3, 4), torch.randn(4, 2, 5), torch.empty(3, 2, 5)
     torch.library.opcheck(torch.ops.mask2former.weighted_sigmoids, arguments)
+    with FlopCounterMode(display=False) as counter:
+        weighted_sigmoids(*arguments)
+    assert counter.get_total_flops() == 2 * 3 * 4 * 10
 
 
 @compiled

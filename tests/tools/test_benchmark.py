@@ -120,7 +120,7 @@ def test_inference(benchmark, sample_root, tmp_path, precision):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout of the published code, which is this code: only the mechanism is tested here."""
+    """This code in the place of the published: what is tested is how the two are compared."""
     package = TOOL.parents[1] / "mask2former"
     shutil.copytree(package, tmp_path / "checkout" / "mask2former")
     (tmp_path / "checkout" / "mask2former" / "maskformer_model.py").touch()
@@ -144,7 +144,9 @@ def test_published_code(benchmark, sample_root, tmp_path, checkout, command):
         assert figures["published_mask_difference"] < 1e-3
     else:
         rows = {row.pop(""): row for row in figures["training"]}
-        assert rows["first loss"]["published"] == pytest.approx(rows["first loss"]["here"], rel=0.1)
+        assert rows["first loss"]["published"] == pytest.approx(
+            rows["first loss"]["here"], rel=0.02
+        )
     for row in rows.values():
         assert all(x["median"] if isinstance(x, dict) else x for x in row.values())
 

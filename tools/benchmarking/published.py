@@ -1,15 +1,21 @@
 """The published code, from a checkout of it, in a process of its own: its package has this one's
 name. Run as a script in there, this module imports nothing of the project.
+
+Where its CUDA extension is not built, its op is PyTorch's ``grid_sample``. It would then refuse to
+be imported, so an empty module stands for the extension.
 """
 
 import argparse
 import contextlib
 import itertools
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+import types
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,34 +63,48 @@ def run_published(
         path = Path(scratch, "job.pt")
         job |= {"folder": folder.resolve(), "cfg": cfg.dump()}
         torch.save(job | {"state": dict(state), "inputs": inputs}, path)
+        packages = [str(folder.resolve()), os.environ.get("PYTHONPATH", "")]
         done = subprocess.run(
             [sys.executable, __file__, str(path)],
-            env=os.environ | {"PYTHONPATH": str(folder.resolve())},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, packages))},
             capture_output=True,
             text=True,
         )
         if done.returncode:
-            raise UserError(f"--published {folder}: it failed\n{done.stderr[-3000:]}")
+            print(done.stderr, file=sys.stderr)
+            raise UserError(f"--published {folder}: it failed, see above")
         return torch.load(path, weights_only=False)
 
 
 def main() -> None:
-    """Times in milliseconds by name, the peak of memory, and outputs or the first loss."""
+    """Times in milliseconds by name, the peak of memory, which op it was, and of a model in
+    inference its outputs, in training its first loss.
+    """
     path = Path(sys.argv[1])
     job = torch.load(path, weights_only=False)
     if job["threads"]:
         torch.set_num_threads(job["threads"])
-    model, cfg = _build(job)
-    measure = _training if job["training"] else _inference
-    result = measure(model, job)
-    status = Path("/proc/self/status").read_text()
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]
-    on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
-    result["peak GB"] = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else int(peak) * 1024e-9
+    torch.manual_seed(0)
+    op = _find_op()
+    model = _build(job)
+    result = (_training if job["training"] else _inference)(model, job)
+    result |= {"peak GB": _peak_memory(), "op": op}
+    if not job["training"]:
+        result |= _outputs(model, job)
     torch.save(result, path)
 
 
-def _build(job: dict[str, Any]) -> tuple[nn.Module, CfgNode]:
+def _find_op() -> str:
+    try:
+        import MultiScaleDeformableAttention  # noqa: F401
+    except ImportError:
+        name = "MultiScaleDeformableAttention"
+        sys.modules[name] = types.ModuleType(name)
+        return "grid_sample"
+    return "its compiled op"
+
+
+def _build(job: dict[str, Any]) -> nn.Module:
     from detectron2.modeling import build_model
     from detectron2.projects.deeplab import add_deeplab_config
 
@@ -98,10 +118,10 @@ def _build(job: dict[str, Any]) -> tuple[nn.Module, CfgNode]:
     add_maskformer2_config(cfg)
     _merge_known(CfgNode.load_cfg(job["cfg"]), cfg)
     model = build_model(cfg)
-    state = model.state_dict()  # with versions, for it not to be taken for an older one
-    state.update(job["state"])
+    state = OrderedDict(job.pop("state"))
+    state._metadata = model.state_dict()._metadata  # versions, not to be taken for an older one
     model.load_state_dict(state)
-    return model, cfg
+    return model
 
 
 def _merge_known(source: CfgNode, target: CfgNode) -> None:
@@ -118,19 +138,24 @@ def _merge_known(source: CfgNode, target: CfgNode) -> None:
 def _inference(model: nn.Module, job: dict[str, Any]) -> dict[str, Any]:
     model.eval()
     times: dict[str, list[float]] = {"forward ms": [], "total ms": []}
-    outputs = {}
-
-    def keep(module: nn.Module, arguments: Any, output: dict[str, Tensor]) -> None:
-        times["forward ms"].append(1000 * (_now() - started))
-        outputs.update({name: output[name] for name in ("pred_logits", "pred_masks")})
-
-    model.sem_seg_head.register_forward_hook(keep)
+    model.backbone.register_forward_pre_hook(lambda *_: moments.append(_now()))
+    model.sem_seg_head.register_forward_hook(lambda *_: moments.append(_now()))
     for _ in range(job["repeats"] + 2):
-        outputs.clear()
-        started = _now()
+        moments = [_now()]
         model(job["inputs"])
+        started, backbone, head = moments
+        times["forward ms"].append(1000 * (head - backbone))
         times["total ms"].append(1000 * (_now() - started))
-    return {name: values[2:] for name, values in times.items()} | outputs
+    return {name: values[2:] for name, values in times.items()}
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, job: dict[str, Any]) -> dict[str, Tensor]:
+    """Class and mask logits."""
+    outputs = {}
+    model.sem_seg_head.register_forward_hook(lambda module, x, output: outputs.update(output))
+    model(job["inputs"])
+    return {name: outputs[name] for name in ("pred_logits", "pred_masks")}
 
 
 def _training(model: nn.Module, job: dict[str, Any]) -> dict[str, Any]:
@@ -160,6 +185,17 @@ def _training(model: nn.Module, job: dict[str, Any]) -> dict[str, Any]:
     return {name: values[2:] for name, values in times.items()} | {"first loss": losses[0]}
 
 
+def _peak_memory() -> float:
+    """Gigabytes, of the GPU if there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage of a child process starts from its parent's peak
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024e-9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024e-9
+
+
 def _now() -> float:
     """The time in seconds, once a GPU has nothing left to do."""
     if torch.cuda.is_available():
@@ -168,4 +204,5 @@ def _now() -> float:
 
 
 if __name__ == "__main__":
+    sys.path.pop(0)  # the modules beside this one have common names
     main()

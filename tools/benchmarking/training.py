@@ -86,6 +86,7 @@ def measure_steps(
         theirs = run_published(
             args.published, cfg, model.state_dict(), inputs, training=True, **job
         )
+        print(f"published: {theirs.pop('op')}")
         return {k: Timing.of(x) if isinstance(x, list) else x for k, x in theirs.items()}
     if kind == "transformers":
         # Taken from the model here, for the weights to be the same.
