@@ -1,6 +1,6 @@
-"""Build of the compiled operator; everything else about the package is in pyproject.toml.
+"""Build of the compiled operators; everything else about the package is in pyproject.toml.
 
-The operator is optional: where it cannot be built, the installation succeeds, says so, and leaves
+They are optional: where one cannot be built, the installation succeeds, says so, and leaves
 the reason in the package (`build_failure_<device>.txt`) for `mask2former_ops.backend` to report.
 """
 

@@ -136,7 +136,7 @@ def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
             tiles = tiles.view(PATCH**2, -1, out_channels)
             filters.baddbmm_(tiles.mT, patches(picture, first, rows))
     weight = _nested(_G, x).t() @ filters.flatten(1)
-    return weight.view(3, 3, out_channels, channels).permute(2, 3, 0, 1).contiguous()
+    return weight.view(3, 3, out_channels, channels).permute(2, 3, 0, 1)
 
 
 def _transformed(weight: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 // The operator mask2former::weighted_sigmoids: a product with the sigmoids of logits, which stay in
-// the cache, straight to where it belongs. On two cores of an AVX2 machine, 150 classes of 100
-// queries take half as long as a sigmoid, a product of matrices and a copy.
+// the cache, straight to where it belongs. On two cores of an AVX2 machine, 133 classes of 100
+// queries at 800 x 1216 take 240 ms; a sigmoid, a product of matrices and a copy take 410.
 //
 // Letters: K classes, Q queries, H rows of W pixels.
 #include <torch/csrc/stable/library.h>

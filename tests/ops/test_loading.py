@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mask2former_ops
-from mask2former_ops.library import _SUFFIX
+from mask2former_ops.library import _SUFFIX, NEWEST
 
 PACKAGE = Path(mask2former_ops.__file__).parent
 LIBRARY = f"ms_deform_attn_cpu{_SUFFIX}"
@@ -111,6 +111,22 @@ def test_broken_library_tells_the_loader_s_message(copy, inputs):
     assert found["reason"].startswith(f"{LIBRARY} does not load: ")
     assert str(copy / LIBRARY) in found["reason"]  # from dlopen: "<path>: file too short"
     assert len(found["warnings"]) == 1
+    expected = mask2former_ops.ms_deform_attn_reference(*inputs)
+    assert torch.equal(torch.tensor(found["output"]), expected)
+
+
+def test_library_from_before_the_newest_operator(copy, inputs):
+    if not (PACKAGE / LIBRARY).exists():
+        pytest.skip("the operator is not built here")
+    shutil.copy(PACKAGE / LIBRARY, copy)
+    source = (copy / "library.py").read_text()
+    newer = source.replace(f'NEWEST = "{NEWEST}"', 'NEWEST = "one_that_is_to_come"')
+    assert newer != source
+    (copy / "library.py").write_text(newer)
+    found = report(copy, inputs)
+    assert (found["name"], found["library"]) == ("pytorch", None)
+    assert found["reason"] == f"{LIBRARY} is older than the sources"
+    assert len(found["warnings"]) == 1 and "reinstall" in found["warnings"][0]
     expected = mask2former_ops.ms_deform_attn_reference(*inputs)
     assert torch.equal(torch.tensor(found["output"]), expected)
 

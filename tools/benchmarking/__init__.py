@@ -3,10 +3,8 @@
 import argparse
 import json
 import platform
-import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +13,8 @@ import torch
 from tabulate import tabulate
 
 from mask2former.errors import UserError, positive
+
+from .measuring import synchronize
 
 
 class Timing(NamedTuple):
@@ -94,25 +94,6 @@ def copy_rate(device: str) -> float:
     source = torch.ones(64 << 20, device=device)
     target = torch.ones_like(source)
     return 2 * source.nbytes / 1e6 / measure(lambda: target.copy_(source), 5, device).median
-
-
-def synchronize(device: str) -> float:
-    """The time in seconds, once the device has nothing left to do."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def peak_memory(device: str) -> float:
-    """Gigabytes: of the process so far, or of the GPU."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    # Where there is /proc: getrusage of a child process starts from its parent's peak.
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) * 1024 / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def describe_machine(device: str = "cpu") -> str:

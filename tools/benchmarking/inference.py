@@ -31,10 +31,9 @@ from . import (
     add_common_arguments,
     copy_rate,
     measure,
-    peak_memory,
-    synchronize,
 )
 from .huggingface import transformers_model
+from .measuring import peak_memory, synchronize
 from .postprocessing import published_order
 from .published import add_argument, run_published
 

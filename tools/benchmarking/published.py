@@ -1,22 +1,19 @@
 """The published code, from a checkout of it, in a process of its own: its package has this one's
-name. Run as a script in there, this module imports nothing of the project.
+name. Run as a script in there, this module imports nothing of the project but :mod:`.measuring`.
 
 Where its CUDA extension is not built, its op is PyTorch's ``grid_sample``. It would then refuse to
 be imported, so an empty module stands for the extension.
 """
 
 import argparse
-import contextlib
-import itertools
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 import types
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +87,7 @@ def main() -> None:
     if model.device.type == "cpu":
         op = "grid_sample"  # it has no other on CPUs
     result = (_training if job["training"] else _inference)(model, job)
-    result |= {"peak GB": _peak_memory(), "op": op}
+    result |= {"peak GB": measuring.peak_memory(model.device), "op": op}
     if not job["training"]:
         result |= _outputs(model, job)
     torch.save(result, path)
@@ -140,14 +137,15 @@ def _merge_known(source: CfgNode, target: CfgNode) -> None:
 def _inference(model: nn.Module, job: dict[str, Any]) -> dict[str, Any]:
     model.eval()
     times: dict[str, list[float]] = {"forward ms": [], "total ms": []}
-    model.backbone.register_forward_pre_hook(lambda *_: moments.append(_now()))
-    model.sem_seg_head.register_forward_hook(lambda *_: moments.append(_now()))
+    now = partial(measuring.synchronize, model.device)
+    model.backbone.register_forward_pre_hook(lambda *_: moments.append(now()))
+    model.sem_seg_head.register_forward_hook(lambda *_: moments.append(now()))
     for _ in range(job["repeats"] + 2):
-        moments = [_now()]
+        moments = [now()]
         model(job["inputs"])
         started, backbone, head = moments
         times["forward ms"].append(1000 * (head - backbone))
-        times["total ms"].append(1000 * (_now() - started))
+        times["total ms"].append(1000 * (now() - started))
     return {name: values[2:] for name, values in times.items()}
 
 
@@ -162,49 +160,18 @@ def _outputs(model: nn.Module, job: dict[str, Any]) -> dict[str, Tensor]:
 
 def _training(model: nn.Module, job: dict[str, Any]) -> dict[str, Any]:
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
-    if job["precision"] != "float32":
-        autocast = torch.autocast(model.device.type, getattr(torch, job["precision"]))
-    parts = ("forward ms", "backward ms", "optimizer ms", "step ms")
-    times: dict[str, list[float]] = {name: [] for name in parts}
-    losses = []
-    for _ in range(job["repeats"] + 2):
-        moments = [_now()]
-        with autocast:
-            loss = sum(model(job["inputs"]).values())
-        losses.append(loss.item())
-        moments.append(_now())
-        loss.backward()
-        moments.append(_now())
-        nn.utils.clip_grad_norm_(model.parameters(), 0.01)
-        optimizer.step()
-        optimizer.zero_grad()
-        moments.append(_now())
-        ends = [*itertools.pairwise(moments), (moments[0], moments[-1])]
-        for name, (start, end) in zip(parts, ends, strict=True):
-            times[name].append(1000 * (end - start))
-    return {name: values[2:] for name, values in times.items()} | {"first loss": losses[0]}
-
-
-def _peak_memory() -> float:
-    """Gigabytes, of the GPU if there is one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage of a child process starts from its parent's peak
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) * 1024e-9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024e-9
-
-
-def _now() -> float:
-    """The time in seconds, once a GPU has nothing left to do."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+    spent, first_loss = measuring.training_steps(
+        lambda: sum(model(job["inputs"]).values()),
+        measuring.clipped_adamw(model),
+        repeats=job["repeats"],
+        device=model.device,
+        precision=job["precision"],
+    )
+    return spent | {"first loss": first_loss}
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # the modules beside this one have common names
+    import measuring
+
+    sys.path.pop(0)  # the other modules beside this one have common names
     main()

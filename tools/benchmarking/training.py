@@ -6,8 +6,6 @@ own, so that the peaks of memory are its own.
 """
 
 import argparse
-import contextlib
-import itertools
 import multiprocessing
 from typing import Any
 
@@ -22,8 +20,9 @@ from mask2former.config import adapt_to_machine
 from mask2former.errors import positive
 from mask2former.solver import build_optimizer
 
-from . import Report, Timing, add_common_arguments, peak_memory, synchronize
+from . import Report, Timing, add_common_arguments
 from .huggingface import transformers_model
+from .measuring import clipped_adamw, peak_memory, training_steps
 from .published import add_argument, run_published
 
 
@@ -95,37 +94,14 @@ def measure_steps(
         if model is None:
             return None
         step = TransformersStep(model, inputs, mean, std)
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-        def clip(*_: Any) -> None:
-            nn.utils.clip_grad_norm_(model.parameters(), 0.01)
-
-        optimizer.register_step_pre_hook(clip)
+        optimizer = clipped_adamw(model)
     else:
         step = lambda: sum(model(inputs).values())  # noqa: E731
         optimizer = build_optimizer(cfg, model)
-    autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
-    if args.precision != "float32":
-        autocast = torch.autocast(torch.device(device).type, getattr(torch, args.precision))
-    parts = ("forward ms", "backward ms", "optimizer ms", "step ms")
-    spent: dict[str, list[float]] = {name: [] for name in parts}
-    losses = []
-    for _ in range(args.repeats + 2):  # two to warm up: the heap grows in both
-        times = [synchronize(device)]
-        with autocast:
-            loss = step()
-        losses.append(float(loss))
-        times.append(synchronize(device))
-        loss.backward()
-        times.append(synchronize(device))
-        optimizer.step()
-        optimizer.zero_grad()
-        times.append(synchronize(device))
-        ends = [*itertools.pairwise(times), (times[0], times[-1])]
-        for name, (start, end) in zip(parts, ends, strict=True):
-            spent[name].append(1000 * (end - start))
-    timings = {name: Timing.of(times[2:]) for name, times in spent.items()}
-    return timings | {"peak GB": peak_memory(device), "first loss": losses[0]}
+    how = {"repeats": args.repeats, "device": device, "precision": args.precision}
+    spent, first_loss = training_steps(step, optimizer, **how)
+    timings = {name: Timing.of(times) for name, times in spent.items()}
+    return timings | {"peak GB": peak_memory(device), "first loss": first_loss}
 
 
 def random_pictures(cfg: CfgNode, args: argparse.Namespace) -> list[dict[str, Any]]:
