@@ -62,10 +62,13 @@ def ms_deform_attn_fused(
 ) -> Tensor:
     """`ms_deform_attn` at point + offset with softmax(logits), neither of which reaches memory.
 
+    Equations 2 and 3 of Zhu et al. have the offsets in pixels, as the projection of a query makes
+    them.
+
     Args:
         value, spatial_shapes: as there.
         reference_points: (Q, 2), x and y in [0, 1] of the picture.
-        sampling_offsets: (B, Q, M, L, P, 2), added to them.
+        sampling_offsets: (B, Q, M, L, P, 2), added to them, x and y in pixels of the level.
         attention_logits: (B, Q, M, L, P); the softmax is over the L * P of a query and head.
 
     Returns and raises what `ms_deform_attn` does; errors call the offsets ``sampling_locations``
@@ -82,13 +85,25 @@ def ms_deform_attn_fused(
     if use_compiled(value.device.type):
         sizes = [size for shape in spatial_shapes for size in shape]
         return torch.ops.mask2former.ms_deform_attn_fused(value, sizes, *raw)
-    return ms_deform_attn_reference(value, spatial_shapes, *_finish(*raw))
+    return ms_deform_attn_reference(value, spatial_shapes, *_finish(*raw, spatial_shapes))
 
 
-def _finish(reference_points: Tensor, offsets: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+def _finish(
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+) -> tuple[Tensor, Tensor]:
     """Sampling locations and attention weights."""
-    locations = reference_points[:, None, None, None] + offsets
+    locations = reference_points[:, None, None, None] + offsets / _sizes(spatial_shapes, offsets)
     return locations, logits.flatten(3).softmax(-1).view(logits.shape)
+
+
+def _sizes(spatial_shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """(L, 1, 2): width and height of each level."""
+    # Sizes, not their reciprocals: torch.export keeps these variable.
+    sizes = torch.tensor([(width, height) for height, width in spatial_shapes], device=like.device)
+    return sizes.to(like.dtype)[:, None]
 
 
 def _check(
@@ -183,20 +198,27 @@ def _save_fused(ctx, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(value, reference, offsets, logits)
 
 
+def _fused_backward_fake(
+    grad: Tensor,
+    value: Tensor,
+    spatial_shapes: list[int],
+    reference: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    deterministic: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _backward_fake(grad, value, spatial_shapes, offsets, logits, deterministic)
+
+
 def _fused_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
     value, *raw = ctx.saved_tensors
-    locations, weights = _finish(*raw)
-    grad_value, grad_offsets, grad_weights = torch.ops.mask2former.ms_deform_attn_backward(
-        grad,
-        value,
-        ctx.spatial_shapes,
-        locations,
-        weights,
-        torch.are_deterministic_algorithms_enabled(),
+    grad_value, grad_offsets, grad_logits = torch.ops.mask2former.ms_deform_attn_fused_backward(
+        grad, value, ctx.spatial_shapes, *raw, torch.are_deterministic_algorithms_enabled()
     )
-    product = weights * grad_weights  # of the softmax: w * (g - the sum of w * g)
-    grad_logits = product - weights * product.sum((-2, -1), keepdim=True)
-    grad_reference = grad_offsets.sum((0, 2, 3, 4)) if ctx.needs_input_grad[2] else None
+    grad_reference = None
+    if ctx.needs_input_grad[2]:  # points are in [0, 1], offsets in pixels
+        shapes = list(zip(ctx.spatial_shapes[::2], ctx.spatial_shapes[1::2], strict=True))
+        grad_reference = (grad_offsets * _sizes(shapes, grad_offsets)).sum((0, 2, 3, 4))
     return grad_value, None, grad_reference, grad_offsets, grad_logits
 
 
@@ -208,8 +230,10 @@ if backend("cpu").name == "compiled":
     torch.library.register_fake("mask2former::ms_deform_attn", _forward_fake)
     torch.library.register_fake("mask2former::ms_deform_attn_fused", _fused_fake)
     torch.library.register_fake("mask2former::ms_deform_attn_backward", _backward_fake)
+    torch.library.register_fake("mask2former::ms_deform_attn_fused_backward", _fused_backward_fake)
     torch.library.register_autograd("mask2former::ms_deform_attn", _backward, setup_context=_save)
     torch.library.register_autograd(
         "mask2former::ms_deform_attn_fused", _fused_backward, setup_context=_save_fused
     )
     torch.library.register_autograd("mask2former::ms_deform_attn_backward", _double_backward)
+    torch.library.register_autograd("mask2former::ms_deform_attn_fused_backward", _double_backward)

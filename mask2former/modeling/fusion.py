@@ -4,14 +4,17 @@ from typing import Any
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.modeling import ResNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import ConfigError
 from ..memory import hand_back_memory, keep_freed_memory
+from .backbone.swin import D2SwinTransformer
 from .linear import Linear
+from .ms_deform_attn import MSDeformAttn
 from .pixel_decoder import MSDeformAttnPixelDecoder
-from .transformer_decoder import MultiScaleMaskedTransformerDecoder
+from .transformer_decoder import MultiheadAttention, MultiScaleMaskedTransformerDecoder
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 
@@ -40,6 +43,8 @@ def prepare_for_inference(model: nn.Module, compile_mode: str = "") -> None:
             keep_freed_memory()
     fuse_batch_norm(model)
     fold_mask_features(model.sem_seg_head)
+    if model.test_precision != torch.float32:
+        cast_weights(model, model.test_precision)
     if not compile_mode:
         return
     if compile_mode not in COMPILE_MODES:
@@ -94,3 +99,34 @@ def fold_mask_features(head: nn.Module) -> None:
     folded.bias.copy_(folding @ last.bias)
     predictor.mask_embed.layers[-1] = folded.requires_grad_(last.weight.requires_grad)
     decoder.mask_features = nn.Identity()
+
+
+# Where it is known that all products and convolutions follow autocast.
+_FOLLOW_AUTOCAST = (
+    ResNet,
+    D2SwinTransformer,
+    MSDeformAttnPixelDecoder,
+    MultiScaleMaskedTransformerDecoder,
+)
+
+
+@torch.no_grad()
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast, in place, the weights that autocast would cast for every picture.
+
+    The places that deformable attention samples stay in float32.
+    """
+    head = model.sem_seg_head
+    parts = (model.backbone, head.pixel_decoder, head.predictor)
+    modules = [m for part in parts if isinstance(part, _FOLLOW_AUTOCAST) for m in part.modules()]
+    exact = {m.sampling_offsets for m in modules if isinstance(m, MSDeformAttn)}
+    for module in modules:
+        names: tuple[str, ...] = ()
+        if isinstance(module, nn.Linear | nn.Conv2d) and module not in exact:
+            names = ("weight", "bias")
+        elif isinstance(module, MultiheadAttention):
+            names = ("in_proj_weight", "in_proj_bias")
+        for name in names:
+            parameter = getattr(module, name)
+            if parameter is not None:
+                parameter.data = parameter.to(dtype)

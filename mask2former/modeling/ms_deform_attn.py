@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import mask2former_ops
 
-from .linear import Linear, linear
+from .linear import Linear
 
 
 class MSDeformAttn(nn.Module):
@@ -70,23 +70,10 @@ class MSDeformAttn(nn.Module):
         batch, num_queries, _ = query.shape
         grid = (batch, num_queries, self.n_heads, self.n_levels, self.n_points)
         with torch.autocast(query.device.type, enabled=False):  # places need the precision
-            offsets = self._offsets(query.float(), spatial_shapes).view(*grid, 2)
+            offsets = self.sampling_offsets(query.float()).view(*grid, 2)
         logits = self.attention_weights(query).view(grid)
         value = self.value_proj(value).unflatten(-1, (self.n_heads, -1))  # (B, S, M, C / M)
         sampled = mask2former_ops.ms_deform_attn_fused(
             value, spatial_shapes, reference_points, offsets, logits
         )
         return self.output_proj(sampled)
-
-    def _offsets(self, query: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """(B, Q, C) -> (B, Q, M * L * P * 2), from the reference point, in [0, 1] of the picture.
-
-        The projection makes pixels of the level. It is divided by the level's size, not its result,
-        which is a hundred times larger.
-        """
-        # Sizes, not their reciprocals: torch.export keeps these variable.
-        sizes = torch.tensor([(w, h) for h, w in spatial_shapes], device=query.device)  # (L, 2)
-        pixel = 1 / sizes.to(query.dtype)
-        scale = pixel[:, None].expand(self.n_heads, -1, self.n_points, -1).flatten()
-        projection = self.sampling_offsets
-        return linear(query, projection.weight * scale[:, None], projection.bias * scale)

@@ -74,9 +74,8 @@ class RowMaps:
             # In double precision: the host and the device agree on the rows that are needed.
             first = int(max((start + 0.5) * scale - 0.5, 0))
             last = min(int(max((stop - 0.5) * scale - 0.5, 0)) + 1, self.size[0] - 1)
-            band = self.rows(first, last + 1).flatten(0, 1)[:, None]
-            band = F.interpolate(band, size=width, mode="linear", align_corners=False)
-            band = band.view(self.count, last + 1 - first, width)
+            band = self.rows(first, last + 1)
+            band = resize_rows(band, width)
             y = torch.arange(start, stop, device=self.device, dtype=torch.float64)
             y = ((y + 0.5) * scale - 0.5).clamp(0, self.size[0] - 1)
             source = torch.arange(first, last + 1, device=self.device)
@@ -110,3 +109,14 @@ class RowMaps:
         step = max(LEAST_ROWS, elements // max(1, self.count * width))
         for start in range(0, height, step):
             yield start, min(start + step, height)
+
+
+def resize_rows(maps: Tensor, width: int) -> Tensor:
+    """(n, rows, w) -> (n, rows, width), each row by itself."""
+    if maps.device.type == "cpu":
+        rows = maps.flatten(0, 1)[:, None]
+        rows = F.interpolate(rows, size=width, mode="linear", align_corners=False)
+        return rows.view(*maps.shape[:2], width)
+    # There "linear" is a hundred times slower: a thread goes through all rows.
+    size = (maps.shape[1], width)
+    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]

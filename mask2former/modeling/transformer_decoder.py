@@ -5,6 +5,7 @@ memory; a mask map is (H, W), at the stride of the mask features.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from detectron2.utils.registry import Registry
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .linear import Linear, batched_product, linear, relu
 from .position_encoding import sine_position_encoding
@@ -234,8 +236,27 @@ class MultiheadAttention(nn.Module):
                 strict=True,
             )
         ]  # (B, M, Q or S, C / M) each
-        attended = F.scaled_dot_product_attention(*projected, attn_mask=attend)
+        with _backends(query):
+            attended = F.scaled_dot_product_attention(*projected, attn_mask=attend)
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+def _backends(query: Tensor) -> AbstractContextManager:
+    """Which of torch's kernels may compute attention.
+
+    On GPUs, that for float32 and a mask keeps one multiprocessor busy for a head and 64 queries:
+    most of them have nothing to do. Products and a softmax are faster, for the price of the
+    weights' memory, which would stay for the gradients.
+    """
+    if (
+        query.device.type != "cuda"
+        or query.dtype != torch.float32
+        or torch.is_autocast_enabled("cuda")
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+    ):
+        return nullcontext()
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 class ResidualLayer(nn.Module):

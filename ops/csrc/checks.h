@@ -83,6 +83,15 @@ inline Sizes check_inputs(const Tensor& value, const std::vector<int64_t>& shape
   return sizes;
 }
 
+// Of backward, once check_inputs has passed.
+inline void check_gradient(const Tensor& grad_output, const Tensor& value, const Sizes& sizes) {
+  check_shape("grad_output", grad_output, {sizes.B, sizes.Q, sizes.M * sizes.D});
+  STD_TORCH_CHECK(grad_output.scalar_type() == value.scalar_type() &&
+                      grad_output.is_cpu() == value.is_cpu() &&
+                      grad_output.get_device_index() == value.get_device_index(),
+                  "ms_deform_attn: grad_output must have the type and device of value");
+}
+
 // Of the fused form, once check_inputs has passed.
 inline void check_reference(const Tensor& reference, const Tensor& offsets) {
   check_shape("reference_points", reference, {offsets.size(1), 2});

@@ -1,4 +1,4 @@
-// The operators mask2former::ms_deform_attn and mask2former::ms_deform_attn_backward: their schemas
+// The operators mask2former::ms_deform_attn, ms_deform_attn_fused and their gradients: their schemas
 // and their CPU implementations, on LibTorch's stable ABI.
 //
 // Multi-scale deformable attention is equation 3 of Zhu et al., Deformable DETR, ICLR 2021:
@@ -45,6 +45,9 @@ using torch::stable::Tensor;
   MSDA_MULTIVERSION void finish_projection(msda::Block<A>& block, const A* reference,         \
                                            int64_t rows) {                                   \
     msda::finish_projection(block, reference, rows);                                         \
+  }                                                                                          \
+  MSDA_MULTIVERSION void finish_gradients(msda::Block<A>& block, int64_t rows) {             \
+    msda::finish_gradients(block, rows);                                                     \
   }
 #define MSDA_COPIES(T, A)                                                                      \
   MSDA_MULTIVERSION void copy_rows(const T* from, int64_t from_stride, A* to, int64_t to_stride, \
@@ -65,7 +68,8 @@ MSDA_COPIES(float, Half)
 // ---- From tensors to blocks ---------------------------------------------------------------------
 
 // T is the type of the values in memory; A is the type computed in: double for double, else float.
-// With reference points, `locations` are offsets from them and `attention` are logits.
+// With reference points, `locations` are offsets from them, in pixels of the level, and `attention`
+// are logits.
 template <typename T, typename A>
 struct Arrays {
   const T* value;      // (B, S, M, D)
@@ -138,6 +142,7 @@ void backward(const msda::Sizes& sizes, const std::vector<int64_t>& shapes, cons
       load_samples(sizes, in, row, rows, *block);
       copy_rows(grad_out + row * D, M * D, block->out.data(), D, rows, D);
       backward_rows(*block, value.get(), grad.get(), rows);
+      if (in.reference) finish_gradients(*block, rows);
       copy_rows(block->grad_locations, 2 * n, grad_locations + row * 2 * n, M * 2 * n, rows, 2 * n);
       copy_rows(block->grad_attention, n, grad_attention + row * n, M * n, rows, n);
     });
@@ -208,18 +213,22 @@ Tensor ms_deform_attn_fused(const Tensor& value, const std::vector<int64_t> spat
   return run_forward(value, spatial_shapes, &reference_points, sampling_offsets, attention_logits);
 }
 
-std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
-    const Tensor& grad_output, const Tensor& value, const std::vector<int64_t> spatial_shapes,
-    const Tensor& sampling_locations, const Tensor& attention_weights, bool /*deterministic*/) {
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+
+// `reference_points` may be null: see Arrays. The gradients are those of what is given.
+Gradients run_backward(const Tensor& grad_output, const Tensor& value,
+                       const std::vector<int64_t>& spatial_shapes, const Tensor* reference_points,
+                       const Tensor& sampling_locations, const Tensor& attention_weights) {
   const msda::Sizes sizes =
       check_inputs(value, spatial_shapes, sampling_locations, attention_weights);
-  check_shape("grad_output", grad_output, {sizes.B, sizes.Q, sizes.M * sizes.D});
-  STD_TORCH_CHECK(grad_output.scalar_type() == value.scalar_type() && grad_output.is_cpu(),
-                  "ms_deform_attn: grad_output must have the type and device of value");
+  if (reference_points) msda::check_reference(*reference_points, sampling_locations);
+  msda::check_gradient(grad_output, value, sizes);
   const Tensor grad = torch::stable::contiguous(grad_output);
   const Tensor v = torch::stable::contiguous(value);
   const Tensor locations = torch::stable::contiguous(sampling_locations);
   const Tensor attention = torch::stable::contiguous(attention_weights);
+  const Tensor reference =
+      torch::stable::contiguous(reference_points ? *reference_points : attention_weights);
   Tensor grad_value = torch::stable::new_empty(value, value.sizes());
   Tensor grad_locations = torch::stable::new_empty(sampling_locations, sampling_locations.sizes());
   Tensor grad_attention = torch::stable::new_empty(attention_weights, attention_weights.sizes());
@@ -227,7 +236,8 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     using T = decltype(t);
     using A = decltype(a);
     const Arrays<T, A> in{v.const_data_ptr<T>(), locations.const_data_ptr<A>(),
-                          attention.const_data_ptr<A>()};
+                          attention.const_data_ptr<A>(),
+                          reference_points ? reference.const_data_ptr<A>() : nullptr};
     const T* grad_out = grad.const_data_ptr<T>();
     T* to_value = grad_value.mutable_data_ptr<T>();
     A* to_locations = grad_locations.mutable_data_ptr<A>();
@@ -240,6 +250,24 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
                                 });
   });
   return {grad_value, grad_locations, grad_attention};
+}
+
+// Always deterministic.
+Gradients ms_deform_attn_backward(const Tensor& grad_output, const Tensor& value,
+                                  const std::vector<int64_t> spatial_shapes,
+                                  const Tensor& sampling_locations,
+                                  const Tensor& attention_weights, bool /*deterministic*/) {
+  return run_backward(grad_output, value, spatial_shapes, nullptr, sampling_locations,
+                      attention_weights);
+}
+
+Gradients ms_deform_attn_fused_backward(const Tensor& grad_output, const Tensor& value,
+                                        const std::vector<int64_t> spatial_shapes,
+                                        const Tensor& reference_points,
+                                        const Tensor& sampling_offsets,
+                                        const Tensor& attention_logits, bool /*deterministic*/) {
+  return run_backward(grad_output, value, spatial_shapes, &reference_points, sampling_offsets,
+                      attention_logits);
 }
 
 }  // namespace
@@ -255,10 +283,15 @@ STABLE_TORCH_LIBRARY(mask2former, m) {
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
       "Tensor sampling_locations, Tensor attention_weights, bool deterministic) -> "
       "(Tensor, Tensor, Tensor)");
+  m.def(
+      "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
+      "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
+      "bool deterministic) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mask2former, CPU, m) {
   m.impl("ms_deform_attn", TORCH_BOX(&ms_deform_attn));
   m.impl("ms_deform_attn_fused", TORCH_BOX(&ms_deform_attn_fused));
   m.impl("ms_deform_attn_backward", TORCH_BOX(&ms_deform_attn_backward));
+  m.impl("ms_deform_attn_fused_backward", TORCH_BOX(&ms_deform_attn_fused_backward));
 }

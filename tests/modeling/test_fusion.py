@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 
 from mask2former.errors import ConfigError
 from mask2former.modeling.fusion import (
+    cast_weights,
     compile_parts,
     fold_mask_features,
     fuse_batch_norm,
@@ -53,6 +54,24 @@ def test_mask_logits_without_the_convolution_of_mask_features(tiny_cfg):
             torch.testing.assert_close(
                 getattr(actual, name), reference, rtol=1e-4, atol=1e-4 * reference.abs().max()
             )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone", ["build_resnet_backbone", "D2SwinTransformer"])
+def test_weights_are_cast_as_autocast_does(tiny_cfg, backbone):
+    tiny_cfg.MODEL.BACKBONE.NAME = backbone
+    tiny_cfg.MODEL.SWIN.EMBED_DIM, tiny_cfg.MODEL.SWIN.DEPTHS = 24, [1, 1, 1, 1]
+    tiny_cfg.TEST.PRECISION = "bfloat16"
+    model = build_model(tiny_cfg).eval()
+    images = [torch.rand(3, 64, 96) * 255]
+    (expected,) = model.predict(images)
+    cast_weights(model, torch.bfloat16)
+    (actual,) = model.predict(images)
+    assert torch.equal(actual.class_logits, expected.class_logits)
+    assert torch.equal(actual.mask_logits, expected.mask_logits)
+    assert model.sem_seg_head.predictor.class_embed.weight.dtype == torch.bfloat16
+    attention = model.sem_seg_head.pixel_decoder.transformer.encoder.layers[0].self_attn
+    assert attention.sampling_offsets.weight.dtype == torch.float32
 
 
 @torch.no_grad()

@@ -31,14 +31,13 @@ def test_convolution_and_gradients(size, with_bias):
 
 
 @torch.no_grad()
-def test_rounding_errors_are_those_of_a_convolution():
+def test_rounding_errors():
     x, weight = torch.randn(1, 256, 40, 60).relu(), torch.randn(256, 256, 3, 3) / 48
     exact = F.conv2d(x.double(), weight.double(), padding=1)
 
-    def error(actual):
-        return ((actual - exact).square().mean() / exact.square().mean()).sqrt()
-
-    assert error(winograd_convolution(x, weight)) < 4 * error(F.conv2d(x, weight, padding=1))
+    errors = winograd_convolution(x, weight) - exact
+    # torch's own have 2e-7 to 6e-7, depending on the processor
+    assert (errors.square().mean() / exact.square().mean()).sqrt() < 3e-6
 
 
 def layer(channels=winograd.FEWEST_CHANNELS):

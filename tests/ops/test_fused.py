@@ -23,7 +23,7 @@ def make_inputs(dtype=torch.float64, channels=8):
     value = torch.randn(2, 43, HEADS, channels, dtype=torch.float64)
     reference = torch.rand(QUERIES, 2, dtype=torch.float64)
     grid = (2, QUERIES, HEADS, len(SHAPES), POINTS)
-    offsets = 0.3 * torch.randn(*grid, 2, dtype=torch.float64)
+    offsets = 1.5 * torch.randn(*grid, 2, dtype=torch.float64)
     logits = 3 * torch.randn(grid, dtype=torch.float64)
     other = dtype if dtype == torch.float64 else torch.float32
     return value.to(dtype), reference.to(other), offsets.to(other), logits.to(other)
@@ -33,8 +33,13 @@ def fused(value, reference, offsets, logits):
     return ms_deform_attn_fused(value, SHAPES, reference, offsets, logits)
 
 
+def locations_of(reference, offsets):
+    sizes = torch.tensor([(width, height) for height, width in SHAPES], device=offsets.device)
+    return reference[:, None, None, None] + offsets / sizes[:, None]
+
+
 def in_steps(value, reference, offsets, logits):
-    locations = reference[:, None, None, None] + offsets
+    locations = locations_of(reference, offsets)
     weights = logits.flatten(3).softmax(-1).view(logits.shape)
     return ms_deform_attn_reference(value, SHAPES, locations, weights)
 
@@ -95,7 +100,7 @@ def test_a_logit_that_is_not_finite_spoils_its_row_alone(bad):
 
 def test_equals_the_unfused_operator():
     value, reference, offsets, logits = make_inputs(torch.float32, channels=32)
-    locations = reference[:, None, None, None] + offsets
+    locations = locations_of(reference, offsets)
     weights = logits.flatten(3).softmax(-1).view(logits.shape)
     expected = ms_deform_attn(value, SHAPES, locations, weights)
     torch.testing.assert_close(fused(value, reference, offsets, logits), expected)

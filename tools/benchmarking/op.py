@@ -96,10 +96,11 @@ def measure_projected(
     """From offsets and logits to the output: the fused operator, and its steps."""
     value, locations, weights = (tensor.detach() for tensor in inputs)
     reference = locations.mean((0, 2, 3, 4))  # (Q, 2)
-    offsets, logits = locations - reference[:, None, None, None], weights.log()
+    sizes = torch.tensor([(w, h) for h, w in shapes], device=value.device)[:, None]
+    offsets, logits = (locations - reference[:, None, None, None]) * sizes, weights.log()
 
     def in_steps() -> Tensor:
-        places = reference[:, None, None, None] + offsets
+        places = reference[:, None, None, None] + offsets / sizes
         return ms_deform_attn(
             value, shapes, places, logits.flatten(3).softmax(-1).view(logits.shape)
         )

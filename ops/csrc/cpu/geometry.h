@@ -29,6 +29,7 @@ inline int64_t block_rows(const Sizes& sizes) {
 template <typename A>
 struct alignas(64) LevelTable {
   A width[kCapacity], height[kCapacity];
+  A across[kCapacity], down[kCapacity];          // a pixel, in parts of the level
   int32_t columns[kCapacity], lines[kCapacity];  // width and height once more
   int32_t first[kCapacity];                      // index of the level's first pixel
 
@@ -41,6 +42,8 @@ struct alignas(64) LevelTable {
         for (int64_t point = 0; point < sizes.P; ++point, ++s) {
           width[s] = static_cast<A>(w);
           height[s] = static_cast<A>(h);
+          across[s] = A(1) / static_cast<A>(w);
+          down[s] = A(1) / static_cast<A>(h);
           columns[s] = static_cast<int32_t>(w);
           lines[s] = static_cast<int32_t>(h);
           first[s] = static_cast<int32_t>(pixels);

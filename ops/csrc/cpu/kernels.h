@@ -29,8 +29,8 @@ struct alignas(64) Block {
       : level(sizes, shapes), n(sizes.samples()), D(sizes.D), out(block_rows(sizes) * sizes.D) {}
 };
 
-// In a block whose `locations` are offsets from the rows' reference points (rows, 2) and whose
-// `attention` are logits: adds the points, and takes the softmax over each row.
+// In a block whose `locations` are offsets, in pixels, from the rows' reference points (rows, 2) and
+// whose `attention` are logits: makes locations of them, and takes the softmax over each row.
 template <typename A>
 MSDA_INLINE void finish_projection(Block<A>& MSDA_RESTRICT block, const A* MSDA_RESTRICT reference,
                                    int64_t rows) {
@@ -41,8 +41,8 @@ MSDA_INLINE void finish_projection(Block<A>& MSDA_RESTRICT block, const A* MSDA_
     const A x = reference[2 * row], y = reference[2 * row + 1];
     A largest = attention[row * n];
     for (int64_t s = row * n; s < (row + 1) * n; ++s) {
-      locations[2 * s] += x;
-      locations[2 * s + 1] += y;
+      locations[2 * s] = x + locations[2 * s] * block.level.across[s];
+      locations[2 * s + 1] = y + locations[2 * s + 1] * block.level.down[s];
       largest = attention[s] > largest ? attention[s] : largest;
     }
     for (int64_t s = row * n; s < (row + 1) * n; ++s) attention[s] -= largest;
@@ -53,6 +53,25 @@ MSDA_INLINE void finish_projection(Block<A>& MSDA_RESTRICT block, const A* MSDA_
     for (int64_t s = row * n; s < (row + 1) * n; ++s) sum += attention[s];
     const A factor = A(1) / sum;
     for (int64_t s = row * n; s < (row + 1) * n; ++s) attention[s] *= factor;
+  }
+}
+
+// From the gradients of locations and attention weights to those of offsets and logits, of which the
+// latter are w * (g - the sum of w * g).
+template <typename A>
+MSDA_INLINE void finish_gradients(Block<A>& MSDA_RESTRICT block, int64_t rows) {
+  const int64_t n = block.n;
+  const A* MSDA_RESTRICT attention = block.attention;
+  A* MSDA_RESTRICT grad = block.grad_attention;
+  A* MSDA_RESTRICT grad_locations = block.grad_locations;
+  for (int64_t s = 0; s < rows * n; ++s) {
+    grad_locations[2 * s] *= block.level.across[s];
+    grad_locations[2 * s + 1] *= block.level.down[s];
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    A sum = 0;
+    for (int64_t s = row * n; s < (row + 1) * n; ++s) sum += attention[s] * grad[s];
+    for (int64_t s = row * n; s < (row + 1) * n; ++s) grad[s] = attention[s] * (grad[s] - sum);
   }
 }
 

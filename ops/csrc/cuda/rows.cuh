@@ -1,0 +1,132 @@
+// How the kernels go through the rows: which thread takes which, and in which order.
+//
+// A row's `lanes`, a power of two and at most a warp, are neighbouring threads that share its samples:
+// each works out where one of them lies and what it counts for, and all of them read all of those,
+// V channels each. Each block goes through a run of neighbouring rows: a picture's queries, where
+// they are the pixels of the levels, in tiles of 8 x 8, and only so many heads as fill a line of the
+// cache, so that most of what it reads lies in the multiprocessor's own cache.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "sample.cuh"
+
+namespace msda {
+
+constexpr int kMaxLevels = 64;
+constexpr int kWarp = 32;
+constexpr int kLine = 128;  // bytes
+#ifndef MSDA_TILE_H
+#define MSDA_TILE_H 8
+#endif
+constexpr int kTileWidth = 8, kTileHeight = MSDA_TILE_H;  // pixels
+constexpr int kTilePixels = kTileWidth * kTileHeight;
+
+struct Walk {
+  Sizes sizes;
+  Level level[kMaxLevels];
+  uint32_t tiles_across[kMaxLevels], tiles[kMaxLevels];
+  bool tiled;          // the queries are the pixels of the levels
+  int lanes;           // of a row
+  int heads;           // that are walked through together
+  int64_t positions;   // of a picture: its queries, and those of tiles beyond the levels' edges
+  int64_t slices;      // of `heads` heads of a picture
+
+  __host__ __device__ int64_t rows_of_slice() const { return positions * heads; }
+};
+
+struct Row {
+  bool valid;             // else it is some other, which is not to be written
+  uint32_t query, head;
+  int64_t picture;
+  // Its place in the (B, Q, M) arrays.
+  __device__ __forceinline__ int64_t index(const Sizes& sizes) const {
+    return (picture * sizes.Q + query) * sizes.M + head;
+  }
+};
+
+// The pixel that a position stands for, or Q.
+__device__ __forceinline__ uint32_t query_at(const Walk& walk, uint32_t position) {
+  const uint32_t queries = static_cast<uint32_t>(walk.sizes.Q);
+  if (!walk.tiled) return position;
+  uint32_t tile = position / kTilePixels;
+  const uint32_t in_tile = position % kTilePixels;
+  int level = 0;
+  for (; level + 1 < walk.sizes.L && tile >= walk.tiles[level]; ++level) tile -= walk.tiles[level];
+  const Level& of = walk.level[level];
+  const uint32_t down = tile / walk.tiles_across[level];
+  const uint32_t y = down * kTileHeight + in_tile / kTileWidth;
+  const uint32_t x =
+      (tile - down * walk.tiles_across[level]) * kTileWidth + in_tile % kTileWidth;
+  const bool inside = x < static_cast<uint32_t>(of.width) && y < static_cast<uint32_t>(of.height);
+  return inside ? of.first + y * of.width + x : queries;
+}
+
+// f(row) for the rows of this block; all threads of a warp call it equally often.
+template <typename F>
+__device__ __forceinline__ void for_rows(const Walk& walk, int lanes, const F& f) {
+  const int64_t of_slice = walk.rows_of_slice(), all = walk.slices * of_slice;
+  const int64_t begin = all * blockIdx.x / gridDim.x, end = all * (blockIdx.x + 1) / gridDim.x;
+  const uint32_t heads = walk.heads, in_picture = static_cast<uint32_t>(walk.sizes.M) / heads;
+  const uint32_t step = blockDim.x / lanes, in_warp = threadIdx.x % kWarp / lanes;
+  const uint32_t warp = threadIdx.x / kWarp * (kWarp / lanes);
+#pragma unroll 1
+  for (int64_t slice = begin / of_slice; slice * of_slice < end; ++slice) {
+    const int64_t before = slice * of_slice;
+    const uint32_t first = static_cast<uint32_t>(begin > before ? begin - before : 0);
+    const uint32_t last = static_cast<uint32_t>(end < before + of_slice ? end - before : of_slice);
+    const int64_t picture = slice / in_picture;
+    const uint32_t first_head = static_cast<uint32_t>(slice % in_picture) * heads;
+#pragma unroll 1
+    for (uint32_t base = first + warp; base < last; base += step) {
+      const uint32_t index = base + in_warp;
+      Row row{index < last, 0, first_head, picture};
+      if (row.valid) {
+        row.query = query_at(walk, index / heads);
+        row.head += index % heads;
+        row.valid = row.query < static_cast<uint32_t>(walk.sizes.Q);
+        if (!row.valid) row.query = 0;
+      }
+      f(row);
+    }
+  }
+}
+
+// The samples of its row that a thread's neighbours have worked out.
+template <typename A, int Threads>
+struct SharedCorners {
+  Vector<uint32_t, 4> pixel[Threads];
+  Vector<A, 4> weight[Threads];
+
+  __device__ __forceinline__ Corners<A> get(int slot) const { return {pixel[slot], weight[slot]}; }
+  __device__ __forceinline__ void put(int slot, const Corners<A>& corners) {
+    pixel[slot] = corners.pixel;
+    weight[slot] = corners.weight;
+  }
+  // Of a sample of the row. The rows of a warp have the same sample in different banks: 8 slots
+  // fill them all.
+  __device__ static __forceinline__ int slot(int sample, int lanes) {
+    const int first = threadIdx.x / lanes * lanes;
+    return first + (sample ^ (first % kWarp / 8 % lanes));
+  }
+};
+
+// Among the neighbouring threads of a row.
+template <typename A>
+__device__ __forceinline__ A sum_of_lanes(A x, int lanes) {
+  for (int other = lanes / 2; other > 0; other /= 2) x += __shfl_xor_sync(~0u, x, other);
+  return x;
+}
+
+template <typename A>
+__device__ __forceinline__ A largest_of_lanes(A x, int lanes) {
+  for (int other = lanes / 2; other > 0; other /= 2) {
+    const A y = __shfl_xor_sync(~0u, x, other);
+    x = y > x ? y : x;
+  }
+  return x;
+}
+
+}  // namespace msda
