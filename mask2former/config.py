@@ -40,8 +40,9 @@ def add_maskformer2_config(cfg: CfgNode) -> None:
     cfg.TEST.BOUNDARY = False
     # What inference computes in: float32; bfloat16 or float16, which are faster and not the same.
     cfg.TEST.PRECISION = "float32"
-    # torch.compile for inference: "" is off; default, reduce-overhead (CUDA graphs, one for each
-    # size of pictures) or max-autotune. The first pictures take minutes.
+    # On GPUs, where launching kernels takes longer than they do: cuda-graph records them once for
+    # each size of pictures. Anywhere: torch.compile, default, reduce-overhead (with CUDA graphs) or
+    # max-autotune; then the first pictures take minutes. "" is neither.
     cfg.TEST.COMPILE = ""
     # Hand memory that is free back to the system as soon as possible (on CPUs; slower).
     cfg.TEST.LOW_MEMORY = False

@@ -11,6 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ..errors import ConfigError
 from ..memory import hand_back_memory, keep_freed_memory
 from .backbone.swin import D2SwinTransformer
+from .cuda_graphs import CudaGraphs
 from .linear import Linear
 from .ms_deform_attn import MSDeformAttn
 from .pixel_decoder import MSDeformAttnPixelDecoder
@@ -19,11 +20,12 @@ from .transformer_decoder import MultiheadAttention, MultiScaleMaskedTransformer
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 
 
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
+CUDA_GRAPH = "cuda-graph"
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", CUDA_GRAPH)
 
 
 def prepare_for_inference(model: nn.Module, compile_mode: str = "") -> None:
-    """Fuse what can be, and :func:`compile_parts` if there is a mode.
+    """Fuse what can be; and :func:`compile_parts` if there is a mode, or record CUDA graphs.
 
     The model and the process are for inference from then on: parameters are no longer those of a
     checkpoint, and freed memory is kept (or, with ``TEST.LOW_MEMORY``, it is not), see
@@ -33,8 +35,17 @@ def prepare_for_inference(model: nn.Module, compile_mode: str = "") -> None:
         model: a MaskFormer in evaluation mode, its weights loaded.
 
     Raises:
-        ConfigError: torch's compiler has no such mode.
+        ConfigError: there is no such mode, or it needs a GPU.
     """
+    if compile_mode and compile_mode not in COMPILE_MODES:
+        raise ConfigError(
+            f"TEST.COMPILE is {compile_mode!r}; it must be '' or one of {list(COMPILE_MODES)}"
+        )
+    if compile_mode == CUDA_GRAPH and model.device.type != "cuda":
+        raise ConfigError(
+            f"TEST.COMPILE is {CUDA_GRAPH!r}, but MODEL.DEVICE is {model.device.type!r}; it is for "
+            "GPUs of NVIDIA"
+        )
     if model.device.type == "cpu":
         if model.test_low_memory:
             keep_freed_memory(128 << 10, large_block=1 << 20)
@@ -45,13 +56,10 @@ def prepare_for_inference(model: nn.Module, compile_mode: str = "") -> None:
     fold_mask_features(model.sem_seg_head)
     if model.test_precision != torch.float32:
         cast_weights(model, model.test_precision)
-    if not compile_mode:
-        return
-    if compile_mode not in COMPILE_MODES:
-        raise ConfigError(
-            f"TEST.COMPILE is {compile_mode!r}; it must be '' or one of {list(COMPILE_MODES)}"
-        )
-    compile_parts(model, mode=compile_mode)
+    if compile_mode == CUDA_GRAPH:
+        model.query_outputs = CudaGraphs(model.query_outputs)
+    elif compile_mode:
+        compile_parts(model, mode=compile_mode)
 
 
 def compile_parts(model: nn.Module, **options: Any) -> None:

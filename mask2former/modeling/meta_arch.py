@@ -169,8 +169,7 @@ class MaskFormer(nn.Module):
         return batch
 
     def _predict(self, images: ImageList) -> list["QueryPrediction"]:
-        with self.autocast():
-            outputs = self.sem_seg_head(self.backbone(images.tensor))
+        outputs = self.query_outputs(images.tensor)
         self._tidy()
         class_logits, mask_logits = outputs["pred_logits"], outputs["pred_masks"]
         if mask_logits.dtype in (torch.float16, torch.bfloat16):  # areas overflow, scores tie
@@ -182,6 +181,11 @@ class MaskFormer(nn.Module):
                 class_logits, mask_logits, images.image_sizes, strict=True
             )
         ]
+
+    def query_outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """The head's outputs in inference, of a batch (B, C, H, W) as :meth:`_batch` makes it."""
+        with self.autocast():
+            return self.sem_seg_head(self.backbone(images))
 
     def _tidy(self) -> None:
         """On a CPU, hand back memory that is free: all of it if it is scarce, else an excess."""

@@ -84,3 +84,5 @@ def test_the_compiler_takes_backbone_and_head_as_a_whole(tiny_cfg):
     torch.testing.assert_close(model(inputs)[0]["sem_seg"], expected)
     with pytest.raises(ConfigError, match="TEST.COMPILE is 'fast'; it must be '' or one of"):
         prepare_for_inference(model, "fast")
+    with pytest.raises(ConfigError, match="'cuda-graph', but MODEL.DEVICE is 'cpu'"):
+        prepare_for_inference(model, "cuda-graph")

@@ -86,8 +86,8 @@ Walk plan(const Sizes& sizes, const std::vector<int64_t>& shapes, int64_t bytes,
     const int64_t height = shapes[2 * i], width = shapes[2 * i + 1];
     walk.level[i] = {static_cast<int>(height), static_cast<int>(width),
                      static_cast<uint32_t>(pixels)};
-    const int64_t across = (width + msda::kTileWidth - 1) / msda::kTileWidth;
-    const int64_t down = (height + msda::kTileHeight - 1) / msda::kTileHeight;
+    const int64_t across = (width + msda::kTile - 1) / msda::kTile;
+    const int64_t down = (height + msda::kTile - 1) / msda::kTile;
     walk.tiles_across[i] = static_cast<uint32_t>(across);
     walk.tiles[i] = static_cast<uint32_t>(across * down);
     pixels += height * width;

@@ -18,11 +18,8 @@ namespace msda {
 constexpr int kMaxLevels = 64;
 constexpr int kWarp = 32;
 constexpr int kLine = 128;  // bytes
-#ifndef MSDA_TILE_H
-#define MSDA_TILE_H 8
-#endif
-constexpr int kTileWidth = 8, kTileHeight = MSDA_TILE_H;  // pixels
-constexpr int kTilePixels = kTileWidth * kTileHeight;
+constexpr int kTile = 8;    // pixels
+constexpr int kTilePixels = kTile * kTile;
 
 struct Walk {
   Sizes sizes;
@@ -57,9 +54,8 @@ __device__ __forceinline__ uint32_t query_at(const Walk& walk, uint32_t position
   for (; level + 1 < walk.sizes.L && tile >= walk.tiles[level]; ++level) tile -= walk.tiles[level];
   const Level& of = walk.level[level];
   const uint32_t down = tile / walk.tiles_across[level];
-  const uint32_t y = down * kTileHeight + in_tile / kTileWidth;
-  const uint32_t x =
-      (tile - down * walk.tiles_across[level]) * kTileWidth + in_tile % kTileWidth;
+  const uint32_t y = down * kTile + in_tile / kTile;
+  const uint32_t x = (tile - down * walk.tiles_across[level]) * kTile + in_tile % kTile;
   const bool inside = x < static_cast<uint32_t>(of.width) && y < static_cast<uint32_t>(of.height);
   return inside ? of.first + y * of.width + x : queries;
 }
