@@ -119,4 +119,4 @@ def resize_rows(maps: Tensor, width: int) -> Tensor:
         return rows.view(*maps.shape[:2], width)
     # There "linear" is a hundred times slower: a thread goes through all rows.
     size = (maps.shape[1], width)
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]

@@ -15,7 +15,9 @@ pytestmark = pytest.mark.gpu
 
 
 def close(actual, expected, tolerance=1e-3):  # convolutions in TF32
-    assert (actual.cpu() - expected.cpu()).abs().max() <= tolerance * expected.abs().max()
+    assert actual.shape == expected.shape
+    if expected.numel():
+        assert (actual.cpu() - expected.cpu()).abs().max() <= tolerance * expected.abs().max()
 
 
 @torch.no_grad()
@@ -39,7 +41,7 @@ def test_cuda_graphs(tiny_cfg, monkeypatch, precision):
     prepare_for_inference(model)
     graphs = copy.deepcopy(model)
     prepare_for_inference(graphs, "cuda-graph")
-    for i, size in enumerate([(64, 96), (96, 64), (64, 96), (32, 32), (64, 96), (96, 64)]):
+    for i, size in enumerate([(64, 96), (96, 64), (64, 96), (64, 64), (64, 96), (96, 64)]):
         images = [torch.rand(3, *size) * 255]
         with torch.inference_mode(i % 2 == 0), torch.no_grad():
             (actual,), (expected,) = graphs.predict(images), model.predict(images)
@@ -63,11 +65,13 @@ def test_segmentations_are_those_of_the_cpu(tiny_cfg):
     assert same.float().mean() > 0.999
     ours, theirs = actual["instances"], expected["instances"]
     close(ours.scores.sort().values, theirs.scores.sort().values)
-    assert ours.pred_masks.sum() == pytest.approx(theirs.pred_masks.sum().item(), rel=1e-3)
+    ours, theirs = (x.pred_masks.sum().item() for x in (ours, theirs))
+    assert ours == pytest.approx(theirs, rel=1e-3)
 
 
-def test_rows_are_resized_as_on_the_cpu():
-    maps = torch.randn(5, 40, 60)
+@pytest.mark.parametrize("count", [5, 0])
+def test_rows_are_resized_as_on_the_cpu(count):
+    maps = torch.randn(count, 40, 60)
     actual, expected = (RowMaps.of(m).resize((77, 101)).whole() for m in (maps.cuda(), maps))
     close(actual, expected, 1e-5)
 
