@@ -26,7 +26,9 @@ def ms_deform_attn(
     Equation 3 of Zhu et al., Deformable DETR (ICLR 2021), without its two projections. The location
     (x, y) is the point (x * W - 0.5, y * H - 0.5) of a level whose pixel centres have integer
     coordinates; values in between are bilinear, those outside are 0. A sample whose location is NaN
-    or infinite counts as 0. Gradients flow to all three tensors, once (no double backward).
+    or infinite counts as 0. Values are expected to be finite: one that is not may spread, on GPUs,
+    to queries with a sample outside. Gradients flow to all three tensors, once (no double
+    backward).
 
     Args:
         value: (B, S, M, D) in float32, float64, bfloat16 or float16. Sums are float32, or float64

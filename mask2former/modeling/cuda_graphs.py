@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-MOST_GRAPHS = 16  # of as many shapes; they share the memory of the largest
+MOST_GRAPHS = 16  # of as many shapes; they share memory, but for input and results
 ROUNDS_BEFORE = 3  # for what is made when kernels first run
 
 
@@ -20,7 +20,7 @@ class CudaGraphs:
     def __init__(self, function: Callable[[Tensor], dict[str, Tensor]]) -> None:
         self.function = function
         self._graphs: OrderedDict[tuple, _Graph] = OrderedDict()
-        self._pool = None
+        self._pool = torch.cuda.graph_pool_handle()
 
     @torch.inference_mode(False)  # what is kept may be written to outside of that mode
     @torch.no_grad()
@@ -32,7 +32,6 @@ class CudaGraphs:
             while len(self._graphs) >= MOST_GRAPHS:
                 self._graphs.popitem(last=False)
             graph = _Graph(self.function, x, self._pool)
-            self._pool = graph.graph.pool()
         self._graphs[key] = graph
         return graph(x)
 

@@ -7,7 +7,8 @@
 
 namespace msda {
 
-// As measured on an H100: more threads have too few registers for loads to be in flight.
+// Of 256 x 3, 384 x 2, 512 x 2 and 1024 x 1, on an H100 and an H200 the fastest for bfloat16 and
+// within 3 % of the fastest for float32.
 constexpr int kThreads = 384;
 constexpr int kBlocks = 2;  // of a multiprocessor, at least
 
@@ -81,7 +82,7 @@ struct ProjectedSamples {
   __device__ __forceinline__ OfRow of_row(int64_t index, uint32_t query, int n, int lane,
                                           int lanes) const {
     OfRow row{offsets + index * 2 * n, logits + index * n, reference[2 * query],
-              reference[2 * query + 1], row_start(), 0};
+              reference[2 * query + 1], -static_cast<A>(INFINITY), 0};
     for (int s = lane; s < n; s += lanes) {
       row.largest = row.logits[s] > row.largest ? row.logits[s] : row.largest;
     }
@@ -91,10 +92,9 @@ struct ProjectedSamples {
     row.factor = A(1) / sum_of_lanes(sum, lanes);
     return row;
   }
-  __device__ static __forceinline__ A row_start() { return -static_cast<A>(INFINITY); }
 };
 
-// ---- Forward ------------------------------------------------------------------------------------
+// ---- What both kernels begin with ---------------------------------------------------------------
 
 // Numbers that are known when the kernel is compiled; 0 if they are not.
 template <int Channels, int Levels, int Points>
@@ -170,6 +170,8 @@ __device__ __forceinline__ void convert(const Vector<c10::BFloat16, V>& from, fl
     MSDA_UNROLL for (int c = 0; c < V; ++c) to[c] = static_cast<float>(from.at[c]);
   }
 }
+
+// ---- Forward ------------------------------------------------------------------------------------
 
 template <typename T, typename A, int V, typename Numbers, typename Samples>
 __global__ void __launch_bounds__(kThreads, kBlocks)

@@ -13,6 +13,8 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cmath>
 #include <optional>
 #include <tuple>
@@ -106,25 +108,37 @@ Walk plan(const Sizes& sizes, const std::vector<int64_t>& shapes, int64_t bytes,
   return walk;
 }
 
-// As many blocks as run at once: each goes through many rows.
-template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), const Walk& walk, cudaStream_t stream,
-            const Arguments&... arguments) {
-  int device = 0, multiprocessors = 0, blocks = 0;
-  check(cudaGetDevice(&device));
+// How many blocks of a kernel run at once on the current device, which is made ready for it.
+template <auto kKernel>
+int blocks_at_once(int device) {
+  int multiprocessors = 0, blocks = 0;
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
   cudaFuncAttributes attributes;
-  check(cudaFuncGetAttributes(&attributes, kernel));
+  check(cudaFuncGetAttributes(&attributes, kKernel));
   // The rest of the multiprocessor's memory is its cache.
   const int kilobytes = static_cast<int>(attributes.sharedSizeBytes / 1024 + 1) * msda::kBlocks;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+  check(cudaFuncSetAttribute(kKernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                              std::min(100 * kilobytes / 228 + 1, 100)));
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, msda::kThreads, 0));
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, msda::kThreads, 0));
+  return multiprocessors * std::max(blocks, 1);
+}
+
+// Each block goes through many rows.
+template <auto kKernel, typename... Arguments>
+void launch(const Walk& walk, cudaStream_t stream, const Arguments&... arguments) {
+  constexpr int kDevices = 64;
+  static std::array<std::atomic<int>, kDevices> known{};  // 0 where it is not
+  int device = 0;
+  check(cudaGetDevice(&device));
+  int at_once = device < kDevices ? known[device].load() : 0;
+  if (at_once == 0) {
+    at_once = blocks_at_once<kKernel>(device);
+    if (device < kDevices) known[device].store(at_once);
+  }
   const int64_t threads = walk.slices * walk.rows_of_slice() * walk.lanes;
   const int64_t needed = (threads + msda::kThreads - 1) / msda::kThreads;
-  const auto grid = static_cast<unsigned int>(
-      std::min<int64_t>(needed, int64_t(multiprocessors) * std::max(blocks, 1)));
-  kernel<<<grid, msda::kThreads, 0, stream>>>(walk, arguments...);
+  const auto grid = static_cast<unsigned int>(std::min<int64_t>(needed, at_once));
+  kKernel<<<grid, msda::kThreads, 0, stream>>>(walk, arguments...);
   check(cudaGetLastError());
 }
 
@@ -157,8 +171,8 @@ Tensor run_forward(const Tensor& value, const std::vector<int64_t>& spatial_shap
       constexpr int V = decltype(width)::value;
       const Walk walk = plan(sizes, spatial_shapes, sizeof(T), V);
       const auto run = [&](auto samples) {
-        launch(msda::forward_kernel<T, A, V, decltype(numbers), decltype(samples)>, walk,
-               current_stream(value), values, samples, to);
+        launch<msda::forward_kernel<T, A, V, decltype(numbers), decltype(samples)>>(
+            walk, current_stream(value), values, samples, to);
       };
       if (reference_points) {
         run(msda::ProjectedSamples<A>{places, weights, points});
@@ -270,9 +284,9 @@ Gradients run_backward(const Tensor& grad_output, const Tensor& value,
       const Walk walk = plan(sizes, spatial_shapes, sizeof(T), V);
       const auto run = [&](auto samples) {
         const auto with_sums = [&](auto sums) {
-          launch(msda::backward_kernel<T, A, V, decltype(numbers), decltype(samples),
-                                       decltype(sums)>,
-                 walk, stream, values, samples, from, sums, to_locations, to_attention);
+          launch<msda::backward_kernel<T, A, V, decltype(numbers), decltype(samples),
+                                       decltype(sums)>>(
+              walk, stream, values, samples, from, sums, to_locations, to_attention);
         };
         if (deterministic) {
           const A* given = reference_points ? nullptr : weights;

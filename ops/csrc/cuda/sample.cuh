@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "../sizes.h"
 
@@ -105,12 +106,10 @@ struct Pixels {
   MSDA_HD Vector<T, V> load(uint32_t pixel) const {
     const char* const address = first + static_cast<uint64_t>(pixel) * stride;
 #ifdef __CUDA_ARCH__
-    if constexpr (sizeof(Vector<T, V>) == sizeof(uint4)) {
-      const uint4 loaded = __ldg(reinterpret_cast<const uint4*>(address));
-      return reinterpret_cast<const Vector<T, V>&>(loaded);
-    }
-    if constexpr (sizeof(Vector<T, V>) == sizeof(uint2)) {
-      const uint2 loaded = __ldg(reinterpret_cast<const uint2*>(address));
+    constexpr size_t kBytes = sizeof(Vector<T, V>);
+    if constexpr (kBytes == sizeof(uint4) || kBytes == sizeof(uint2)) {
+      using Raw = std::conditional_t<kBytes == sizeof(uint4), uint4, uint2>;
+      const Raw loaded = __ldg(reinterpret_cast<const Raw*>(address));
       return reinterpret_cast<const Vector<T, V>&>(loaded);
     }
 #endif
