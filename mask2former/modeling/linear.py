@@ -1,6 +1,8 @@
 """Linear layers and products of matrices, on CPUs by oneDNN where that is faster."""
 
 import math
+import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,11 +11,25 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+
+def _made_by_intel() -> bool:
+    try:
+        description = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        description = platform.processor()
+    return "GenuineIntel" in description
+
+
 # torch multiplies float32 matrices with MKL, which makes do with AVX2 on AMD's processors. oneDNN
-# needs up to half the time there, if there is AVX-512; without, it needs a sixth more than MKL.
-# This operator, which torch's compiler takes, has no gradient.
+# needs up to half the time there, if there is AVX-512; without, it needs a sixth more than MKL, and
+# on Intel's processors twice as much for small products. This operator, which torch's compiler
+# takes, has no gradient.
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-_PREFERRED = _ONEDNN is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
+_PREFERRED = (
+    _ONEDNN is not None
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    and not _made_by_intel()
+)
 if _ONEDNN is not None:
 
     @register_flop_formula(_ONEDNN)

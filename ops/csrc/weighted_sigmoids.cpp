@@ -22,31 +22,35 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kLanes = 8;
-#if defined(__GNUC__) || defined(__clang__)
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
-#else
-struct Lanes {
-  float lane[kLanes];
-};
-MSDA_INLINE Lanes operator*(float a, const Lanes& b) {
-  Lanes c;
-  for (int64_t i = 0; i < kLanes; ++i) c.lane[i] = a * b.lane[i];
-  return c;
-}
-MSDA_INLINE void operator+=(Lanes& a, const Lanes& b) {
-  for (int64_t i = 0; i < kLanes; ++i) a.lane[i] += b.lane[i];
-}
-#endif
+// A tile of the product has kRows classes and kVectors * LANES pixels: twelve registers of sums.
+constexpr int64_t kRows = 6, kVectors = 2;
+constexpr int64_t kPixels = 256;  // whose sigmoids are made at a time
 
-// A tile of the product has kRows classes and kColumns pixels: twelve registers of sums.
-constexpr int64_t kRows = 6, kVectors = 2, kColumns = kVectors * kLanes;
-constexpr int64_t kPixels = 128;  // whose sigmoids are made at a time
+template <int64_t LANES>
+struct Vector {
+#if defined(__GNUC__) || defined(__clang__)
+  typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+#else
+  struct Lanes {
+    float lane[LANES];
+    MSDA_INLINE friend Lanes operator*(float a, const Lanes& b) {
+      Lanes c;
+      for (int64_t i = 0; i < LANES; ++i) c.lane[i] = a * b.lane[i];
+      return c;
+    }
+    MSDA_INLINE void operator+=(const Lanes& b) {
+      for (int64_t i = 0; i < LANES; ++i) lane[i] += b.lane[i];
+    }
+  };
+#endif
+};
 
 // (kRows, Q) weights, those of a query together, times (Q, kPixels): the first `rows` and `columns`
 // of it, to rows that are out_stride apart.
+template <int64_t LANES>
 MSDA_INLINE void product_tile(const float* weights, const float* sigmoids, int64_t Q, float* out,
                               int64_t out_stride, int64_t rows, int64_t columns) {
+  using Lanes = typename Vector<LANES>::Lanes;
   Lanes sums[kRows][kVectors] = {};
   for (int64_t q = 0; q < Q; ++q) {
     const Lanes* pixels = reinterpret_cast<const Lanes*>(sigmoids + q * kPixels);
@@ -54,7 +58,7 @@ MSDA_INLINE void product_tile(const float* weights, const float* sigmoids, int64
       for (int64_t j = 0; j < kVectors; ++j) sums[i][j] += weights[q * kRows + i] * pixels[j];
     }
   }
-  if (rows == kRows && columns == kColumns) {  // with indices that are known, from registers
+  if (rows == kRows && columns == kVectors * LANES) {  // indices that are known: from registers
     for (int64_t i = 0; i < kRows; ++i) {
       Lanes* to = reinterpret_cast<Lanes*>(out + i * out_stride);
       for (int64_t j = 0; j < kVectors; ++j) to[j] = sums[i][j];
@@ -66,25 +70,42 @@ MSDA_INLINE void product_tile(const float* weights, const float* sigmoids, int64
   }
 }
 
-// The first `count` of at most kPixels pixels. `sigmoids` is room for (Q, kPixels).
-MSDA_MULTIVERSION void weigh_pixels(const float* weights, int64_t K, int64_t Q, const float* logits,
-                                    int64_t logits_stride, int64_t count, float* sigmoids,
-                                    float* out, int64_t out_stride) {
-  for (int64_t q = 0; q < Q; ++q) {
-    const float* MSDA_RESTRICT from = logits + q * logits_stride;
-    float* MSDA_RESTRICT to = sigmoids + q * kPixels;
-    for (int64_t x = 0; x < count; ++x) {
+// The pixels [0, count), at most kPixels, of all maps.
+struct Pixels {
+  const float* weights;  // as `grouped` makes them
+  int64_t K, Q, count;
+  const float* logits;  // (Q, count), rows logits_stride apart
+  int64_t logits_stride;
+  float* sigmoids;  // room for (Q, kPixels)
+  float* out;       // (K, count), rows out_stride apart
+  int64_t out_stride;
+};
+
+template <int64_t LANES>
+MSDA_INLINE void weigh(const Pixels& p) {
+  for (int64_t q = 0; q < p.Q; ++q) {
+    const float* MSDA_RESTRICT from = p.logits + q * p.logits_stride;
+    float* MSDA_RESTRICT to = p.sigmoids + q * kPixels;
+    for (int64_t x = 0; x < p.count; ++x) {
       const float e = msda::exp_of_negative(-std::fabs(from[x]));
       to[x] = (from[x] < 0 ? e : 1.0f) / (1.0f + e);
     }
   }
-  for (int64_t k = 0; k < K; k += kRows) {
-    for (int64_t x = 0; x < count; x += kColumns) {
-      product_tile(weights + k * Q, sigmoids + x, Q, out + k * out_stride + x, out_stride,
-                   std::min(kRows, K - k), std::min(kColumns, count - x));
+  constexpr int64_t columns = kVectors * LANES;
+  for (int64_t k = 0; k < p.K; k += kRows) {
+    for (int64_t x = 0; x < p.count; x += columns) {
+      product_tile<LANES>(p.weights + k * p.Q, p.sigmoids + x, p.Q, p.out + k * p.out_stride + x,
+                          p.out_stride, std::min(kRows, p.K - k), std::min(columns, p.count - x));
     }
   }
 }
+
+MSDA_MULTIVERSION void weigh_pixels(const Pixels& pixels) { weigh<8>(pixels); }
+#ifdef MSDA_WIDE
+MSDA_WIDE void weigh_pixels_wide(const Pixels& pixels) { weigh<16>(pixels); }
+#else
+constexpr auto weigh_pixels_wide = weigh_pixels;
+#endif
 
 // (K, Q) -> groups of kRows classes, the last one filled up with zeros; in them (Q, kRows).
 std::vector<float> grouped(const float* weights, int64_t K, int64_t Q) {
@@ -124,12 +145,13 @@ void weighted_sigmoids(const Tensor& weights, const Tensor& logits, Tensor out) 
   const int64_t from_map = logits.stride(0), from_row = logits.stride(1);
   const int64_t to_map = out.stride(0), to_row = out.stride(1);
   const int64_t parts = (W + kPixels - 1) / kPixels;
+  const auto weigh_here = msda::wide_vectors() ? weigh_pixels_wide : weigh_pixels;
   torch::stable::parallel_for(0, H * parts, 1, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<float[]> sigmoids(new float[Q * kPixels]());
     for (int64_t i = begin; i < end; ++i) {
       const int64_t y = i / parts, x = i % parts * kPixels;
-      weigh_pixels(groups.data(), K, Q, from + y * from_row + x, from_map,
-                   std::min(kPixels, W - x), sigmoids.get(), to + y * to_row + x, to_map);
+      weigh_here({groups.data(), K, Q, std::min(kPixels, W - x), from + y * from_row + x, from_map,
+                  sigmoids.get(), to + y * to_row + x, to_map});
     }
   });
 }

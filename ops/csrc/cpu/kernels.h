@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "geometry.h"
@@ -72,6 +73,17 @@ MSDA_INLINE void finish_gradients(Block<A>& MSDA_RESTRICT block, int64_t rows) {
     A sum = 0;
     for (int64_t s = row * n; s < (row + 1) * n; ++s) sum += attention[s] * grad[s];
     for (int64_t s = row * n; s < (row + 1) * n; ++s) grad[s] = attention[s] * (grad[s] - sum);
+  }
+}
+
+// C numbers. Zero is added to them (only -0 changes) where compilers would make a call of memcpy
+// otherwise, which takes longer than to copy so little.
+template <int C, typename From, typename To>
+MSDA_INLINE void copy_chunk(const From* MSDA_RESTRICT from, To* MSDA_RESTRICT to) {
+  if constexpr (std::is_same_v<From, To>) {
+    for (int k = 0; k < C; ++k) to[k] = from[k] + To(0);
+  } else {
+    for (int k = 0; k < C; ++k) to[k] = static_cast<To>(from[k]);
   }
 }
 
@@ -159,7 +171,7 @@ MSDA_INLINE void backward_chunk(const A* grad_out, const A* value, A* grad_value
   const Geometry<A>& g = block.g;
   const int64_t s0 = row * block.n;
   A grad[C];
-  for (int k = 0; k < C; ++k) grad[k] = grad_out[k];
+  copy_chunk<C>(grad_out, grad);
   for (int64_t s = s0; s < s0 + block.n; ++s) {
     A* partial = block.partial + (s - s0) * 4 * W;
     if (!g.inside[s]) {
@@ -222,9 +234,10 @@ template <typename From, typename To>
 MSDA_INLINE void copy_rows(const From* MSDA_RESTRICT from, int64_t from_stride,
                            To* MSDA_RESTRICT to, int64_t to_stride, int64_t rows, int64_t length) {
   for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t k = 0; k < length; ++k) {
-      to[row * to_stride + k] = static_cast<To>(from[row * from_stride + k]);
-    }
+#define MSDA_CHUNK(C) \
+  copy_chunk<C>(from + row * from_stride + channel, to + row * to_stride + channel)
+    MSDA_FOR_CHUNKS(length, MSDA_CHUNK)
+#undef MSDA_CHUNK
   }
 }
 

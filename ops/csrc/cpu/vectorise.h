@@ -22,11 +22,22 @@
     __GNUC__ >= 12
 #define MSDA_MULTIVERSION \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+// For what is written in vectors of a width: a function where they have 16 floats, to be called if
+// wide_vectors().
+#define MSDA_WIDE __attribute__((target("arch=x86-64-v4")))
 #else
 #define MSDA_MULTIVERSION
 #endif
 
 namespace msda {
+
+inline bool wide_vectors() {
+#ifdef MSDA_WIDE
+  return __builtin_cpu_supports("x86-64-v4");
+#else
+  return false;
+#endif
+}
 
 // e^x for x <= 0, to 2e-7 of itself (below -87, e^-87).
 MSDA_INLINE float exp_of_negative(float x) {
