@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 
-def _made_by_intel() -> bool:
+def made_by_intel(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this machine's processor is Intel's; torch does not tell."""
     try:
-        description = Path("/proc/cpuinfo").read_text()
+        description = cpuinfo.read_text()
     except OSError:
         description = platform.processor()
     return "GenuineIntel" in description
@@ -28,7 +29,7 @@ _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _PREFERRED = (
     _ONEDNN is not None
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    and not _made_by_intel()
+    and not made_by_intel()
 )
 if _ONEDNN is not None:
 

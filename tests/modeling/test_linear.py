@@ -3,7 +3,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former.modeling import linear as module
-from mask2former.modeling.linear import _ONEDNN, Linear, batched_product, linear, relu
+from mask2former.modeling.linear import (
+    _ONEDNN,
+    Linear,
+    batched_product,
+    linear,
+    made_by_intel,
+    relu,
+)
 
 
 @pytest.fixture(autouse=True, params=["MKL", "oneDNN"])
@@ -63,3 +70,15 @@ def test_operations_are_counted(library):
         linear(torch.randn(2, 7, 16), torch.randn(5, 16))
     assert counter.get_total_flops() == 2 * 2 * 7 * 16 * 5
     assert ("linear_pointwise" in str(counter.get_flop_counts())) == (library == "oneDNN")
+
+
+@pytest.mark.parametrize(
+    "maker, expected", [("GenuineIntel", True), ("AuthenticAMD", False), ("", False)]
+)
+def test_the_maker_of_a_processor(maker, expected, tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {maker}\n")
+    assert made_by_intel(cpuinfo) == expected
+    # Where there is no such file, as on Windows.
+    monkeypatch.setattr("platform.processor", lambda: f"Family 6 Model 142, {maker}")
+    assert made_by_intel(tmp_path / "missing") == expected
