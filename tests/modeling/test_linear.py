@@ -35,6 +35,8 @@ def test_equals_torch():
     with torch.no_grad():
         torch.testing.assert_close(batched_product(a, b), a @ b)
         torch.testing.assert_close(batched_product(a[:1], b[:1]), a[:1] @ b[:1])
+        a, b = a.bfloat16(), b.bfloat16()
+        torch.testing.assert_close(batched_product(a, b), a @ b)
 
 
 @pytest.mark.parametrize("frozen", ["", "x", "weight", "bias"])
