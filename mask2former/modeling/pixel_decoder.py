@@ -16,7 +16,9 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from ..memory import LARGE_BLOCK_IN_TRAINING
 from .linear import Linear, relu
 from .ms_deform_attn import MSDeformAttn
 from .position_encoding import sine_position_encoding
@@ -249,8 +251,29 @@ class MSDeformAttnEncoderLayer(nn.Module):
     def after_attention(self, source: Tensor, attended: Tensor) -> Tensor:
         """What every token goes through by itself; (B, n, C) each."""
         source = self.norm1(source + self.dropout(attended))
-        hidden = self.dropout(relu(self.linear1(source)))
-        return self.norm2(source + self.dropout(self.linear2(hidden)))
+        if _keep_hidden(source):
+            transformed = self.feed_forward(source)
+        else:
+            transformed = checkpoint(self.feed_forward, source, use_reentrant=False)
+        return self.norm2(source + self.dropout(transformed))
+
+    def feed_forward(self, source: Tensor) -> Tensor:
+        return self.linear2(self.dropout(relu(self.linear1(source))))
+
+
+def _keep_hidden(source: Tensor) -> bool:
+    """Whether what gradients need of the hidden channels is kept, or computed again.
+
+    On CPUs, from the size on that :mod:`..memory` hands back and has cleared each time, to take
+    memory is as much work, and the hidden channels are an eighth of all that training needs.
+    """
+    size = source[..., 0].numel() * FEEDFORWARD_DIM * source.element_size()
+    return (
+        not torch.is_grad_enabled()
+        or source.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or size < LARGE_BLOCK_IN_TRAINING
+    )
 
 
 def by_tokens(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
