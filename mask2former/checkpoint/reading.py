@@ -119,10 +119,13 @@ def read_state_dict(path: str) -> Checkpoint:
     try:
         with open(PathManager.get_local_path(path), "rb") as file:
             return _to_checkpoint(_read(file))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"checkpoint {path} does not exist; give the path of one, or a zoo:// name"
+        ) from error
     except (OSError, RuntimeError, ValueError, EOFError, ImportError, AssertionError) as error:
         raise ConfigError(
-            f"{path} cannot be loaded ({_reason(error)}); give the path of a checkpoint (to train "
-            "from random weights: MODEL.WEIGHTS '')"
+            f"{path} cannot be loaded ({_reason(error)}); give the path of a checkpoint"
         ) from error
     except Exception as error:  # damaged bytes raise whatever they happen to
         raise ConfigError(

@@ -52,7 +52,8 @@ def register_catalog(path: str | os.PathLike) -> list[str]:
     if not path.is_file():
         raise DatasetError(
             f"data set catalog {path.absolute()} does not exist (DATASETS.CATALOG, relative to the "
-            "working directory)"
+            "working directory); tools/make_sample_dataset.py makes the sample's, output/sample/"
+            "catalog.yaml"
         )
     try:
         entries = yaml.safe_load(path.read_text())

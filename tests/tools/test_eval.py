@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former.errors import DatasetError
+from mask2former.errors import ConfigError, DatasetError
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -209,3 +209,11 @@ def test_mistakes_are_named(tool, sample_root, tmp_path):
         tool("panoptic", *files)
     with pytest.raises(DatasetError, match=rf"{pred} is no COCO results json"):
         tool("instances", *files)
+
+
+@pytest.mark.parametrize(
+    "key, option", [("MODEL.WEIGHTS", "--weights"), ("OUTPUT_DIR", "--output-dir")]
+)
+def test_overrides_of_options_are_refused(tool, key, option):
+    with pytest.raises(ConfigError, match=rf"{key} among the overrides .* use {option}"):
+        tool("checkpoint", "--config-file", "x.yaml", "--weights", "x.pth", key, "y")

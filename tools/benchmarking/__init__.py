@@ -31,7 +31,7 @@ class Timing(NamedTuple):
 
     def __str__(self) -> str:
         median, least, most = (f"{x:.0f}" if x >= 100 else f"{x:.3g}" for x in self)
-        return f"{median} ({least} to {most})"
+        return median if least == most else f"{median} ({least} to {most})"
 
 
 class Report:

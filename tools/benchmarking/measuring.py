@@ -56,7 +56,7 @@ def training_steps(
         times = [synchronize(device)]
         with autocast:
             loss = loss_of_step()
-        losses.append(float(loss))
+        losses.append(loss.item())
         times.append(synchronize(device))
         loss.backward()
         times.append(synchronize(device))
