@@ -29,7 +29,7 @@ def benchmark(monkeypatch, capsys):
 @pytest.mark.skipif(backend("cpu").name != "compiled", reason="there is no compiled op")
 def test_op(benchmark):
     output = benchmark("op", "--size", "64", "96", "--repeats", "1", "--dtype", "bfloat16")
-    timing = r"[\d.]+"
+    timing = r"[\d.]+ \([\d.]+ to [\d.]+\)"
     error = re.search(rf"^compiled +{timing} +{timing} +(\S+)", output, re.MULTILINE)[1]
     assert float(error) < 0.02
     assert re.search(r"ratio: forward \d+\.\d, backward \d+\.\d", output)

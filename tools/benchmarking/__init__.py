@@ -31,7 +31,7 @@ class Timing(NamedTuple):
 
     def __str__(self) -> str:
         median, least, most = (f"{x:.0f}" if x >= 100 else f"{x:.3g}" for x in self)
-        return median if least == most else f"{median} ({least} to {most})"
+        return f"{median} ({least} to {most})"
 
 
 class Report:
@@ -50,11 +50,13 @@ class Report:
     def table(
         self, name: str, rows: Sequence[Mapping[str, Any]], *, floats: str | Sequence[str] = "g"
     ) -> None:
-        """Print rows that have the same columns; a :class:`Timing` as median, least and most."""
+        """Print rows that have the same columns; a :class:`Timing` as median, least and most.
+
+        Args:
+            floats: format of other numbers, or one for each column.
+        """
         self.content[name] = [{key: _for_json(value) for key, value in row.items()} for row in rows]
-        shown = [
-            {k: str(v) if isinstance(v, Timing) else v for k, v in row.items()} for row in rows
-        ]
+        shown = [{key: _for_table(value, floats) for key, value in row.items()} for row in rows]
         print(tabulate(shown, headers="keys", floatfmt=floats))
 
     def figures(self, text: str, **figures: Any) -> None:
@@ -65,6 +67,12 @@ class Report:
     def close(self) -> None:
         if self.path is not None:
             self.path.write_text(json.dumps(self.content, indent=1) + "\n")
+
+
+def _for_table(value: Any, floats: str | Sequence[str]) -> Any:
+    if isinstance(value, float) and isinstance(floats, str):
+        return format(value, floats)  # tabulate leaves numbers among text as they are
+    return str(value) if isinstance(value, Timing) else value
 
 
 def _for_json(value: Any) -> Any:

@@ -64,13 +64,15 @@ def run(args: argparse.Namespace, report: Report) -> None:
     rows = []
     for name in results["here"]:
         row = {kind: result[name] for kind, result in results.items()}
-        numbers = {k: x.median for k, x in row.items()}
+        numbers = {k: x.median if isinstance(x, Timing) else x for k, x in row.items()}
         ratios = {f"{k} / here": x / numbers["here"] for k, x in numbers.items() if k != "here"}
         rows.append({"": name} | row | ratios)
     report.table("training", rows, floats=".3g")
 
 
-def measure_steps(kind: str, cfg: CfgNode, args: argparse.Namespace) -> dict[str, Timing] | None:
+def measure_steps(
+    kind: str, cfg: CfgNode, args: argparse.Namespace
+) -> dict[str, Timing | float] | None:
     """Times, peak memory and the loss of the first step, of the model ``kind``."""
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -84,7 +86,7 @@ def measure_steps(kind: str, cfg: CfgNode, args: argparse.Namespace) -> dict[str
             args.published, cfg, model.state_dict(), inputs, training=True, **job
         )
         print(f"published: {theirs.pop('op')}")
-        return {k: Timing.of(x if isinstance(x, list) else [x]) for k, x in theirs.items()}
+        return {k: Timing.of(x) if isinstance(x, list) else x for k, x in theirs.items()}
     if kind == "transformers":
         # Taken from the model here, for the weights to be the same.
         mean, std = model.pixel_mean, model.pixel_std
@@ -98,8 +100,8 @@ def measure_steps(kind: str, cfg: CfgNode, args: argparse.Namespace) -> dict[str
         optimizer = build_optimizer(cfg, model)
     how = {"repeats": args.repeats, "device": device, "precision": args.precision}
     spent, first_loss = training_steps(step, optimizer, **how)
-    figures = spent | {"peak GB": [peak_memory(device)], "first loss": [first_loss]}
-    return {name: Timing.of(values) for name, values in figures.items()}
+    timings = {name: Timing.of(times) for name, times in spent.items()}
+    return timings | {"peak GB": peak_memory(device), "first loss": first_loss}
 
 
 def random_pictures(cfg: CfgNode, args: argparse.Namespace) -> list[dict[str, Any]]:
