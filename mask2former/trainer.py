@@ -199,13 +199,7 @@ def evaluate_checkpoint(
 
     Args:
         boundary: boundary metrics too (``TEST.BOUNDARY``).
-
-    Raises:
-        ConfigError: ``opts`` has what another argument gives; or as :func:`evaluate`.
     """
-    for key, option in (("MODEL.WEIGHTS", "--weights"), ("OUTPUT_DIR", "--output-dir")):
-        if key in opts[::2]:
-            raise ConfigError(f"{key} among the overrides has no effect; use {option} instead")
     opts = [
         *opts,
         *(["TEST.BOUNDARY", "True"] if boundary else []),

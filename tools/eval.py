@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mask2former.errors import DatasetError, report_user_errors
+from mask2former.errors import ConfigError, DatasetError, report_user_errors
 from mask2former.evaluation.instance import ap_table, average_precision
 from mask2former.evaluation.masks import panoptic_quality_of_masks
 from mask2former.evaluation.panoptic import panoptic_quality, pq_table
@@ -33,6 +33,9 @@ def main() -> None:
 
 
 def evaluate_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
+    for key, option in (("MODEL.WEIGHTS", "--weights"), ("OUTPUT_DIR", "--output-dir")):
+        if key in args.opts[::2]:
+            raise ConfigError(f"{key} among the overrides has no effect; use {option} instead")
     # The model is imported only where there is one to run.
     from mask2former.trainer import evaluate_checkpoint
 

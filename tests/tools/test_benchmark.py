@@ -201,3 +201,4 @@ def test_training(benchmark, sample_root):
     figures = dict(re.findall(r"^(\S.*?)  +([\d.e+-]+)", output, re.MULTILINE))
     for name in ("forward ms", "backward ms", "optimizer ms", "step ms", "peak GB", "first loss"):
         assert float(figures[name]) > 0
+        assert len(figures[name].replace(".", "").lstrip("0")) <= 4, "it is not rounded"

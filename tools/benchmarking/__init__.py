@@ -30,8 +30,13 @@ class Timing(NamedTuple):
         return cls(statistics.median(times), times[0], times[-1])
 
     def __str__(self) -> str:
-        median, least, most = (f"{x:.0f}" if x >= 100 else f"{x:.3g}" for x in self)
+        median, least, most = map(three_digits, self)
         return f"{median} ({least} to {most})"
+
+
+def three_digits(value: float) -> str:
+    """Three, but no exponent where a number has more before its point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 class Report:
@@ -48,16 +53,26 @@ class Report:
         print(self.content["machine"])
 
     def table(
-        self, name: str, rows: Sequence[Mapping[str, Any]], *, floats: str | Sequence[str] = "g"
+        self,
+        name: str,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        floats: str | Sequence[str] | None = None,
     ) -> None:
         """Print rows that have the same columns; a :class:`Timing` as median, least and most.
 
         Args:
-            floats: format of other numbers, or one for each column.
+            floats: format of other numbers, or one for each column (default: three digits).
         """
         self.content[name] = [{key: _for_json(value) for key, value in row.items()} for row in rows]
-        shown = [{key: _for_table(value, floats) for key, value in row.items()} for row in rows]
-        print(tabulate(shown, headers="keys", floatfmt=floats))
+
+        def shown(value: Any) -> Any:
+            if floats is None and isinstance(value, float):
+                return three_digits(value)  # tabulate leaves numbers among text as they are
+            return str(value) if isinstance(value, Timing) else value
+
+        texts = [{key: shown(value) for key, value in row.items()} for row in rows]
+        print(tabulate(texts, headers="keys", floatfmt=floats or "g"))
 
     def figures(self, text: str, **figures: Any) -> None:
         """Print a line with figures, ``text.format(**figures)``."""
@@ -67,12 +82,6 @@ class Report:
     def close(self) -> None:
         if self.path is not None:
             self.path.write_text(json.dumps(self.content, indent=1) + "\n")
-
-
-def _for_table(value: Any, floats: str | Sequence[str]) -> Any:
-    if isinstance(value, float) and isinstance(floats, str):
-        return format(value, floats)  # tabulate leaves numbers among text as they are
-    return str(value) if isinstance(value, Timing) else value
 
 
 def _for_json(value: Any) -> Any:

@@ -364,7 +364,7 @@ def compare_published(
             published = Timing.of(published)
         ratio = (published.median if isinstance(published, Timing) else published) / value
         rows.append({"": name, "here": value, "published": published, "ratio": ratio})
-    report.table("published", rows, floats=".3g")
+    report.table("published", rows)
     report.figures(
         "(published: float32, {published_op}) in float32, class logits differ by "
         "{published_class_difference:.1e}, mask logits by {published_mask_difference:.1e} of the "

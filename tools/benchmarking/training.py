@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, report: Report) -> None:
         numbers = {k: x.median if isinstance(x, Timing) else x for k, x in row.items()}
         ratios = {f"{k} / here": x / numbers["here"] for k, x in numbers.items() if k != "here"}
         rows.append({"": name} | row | ratios)
-    report.table("training", rows, floats=".3g")
+    report.table("training", rows)
 
 
 def measure_steps(
