@@ -55,11 +55,13 @@ FAULTS = """
 import resource, torch
 from mask2former.memory import keep_freed_memory
 keep_freed_memory()
-for _ in range(3):
+faults = []
+for _ in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     blocks = [torch.ones(15_000_000) for _ in range(10)]
     blocks.clear()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
 """
 
 
@@ -79,7 +81,8 @@ def test_freed_memory_is_kept_unless_the_environment_says_otherwise():
     if not hasattr(ctypes.CDLL(None), "mallinfo2"):
         pytest.skip("a GNU C library from before 2.33 keeps no blocks of this size")
     pages = 10 * 60_000_000 // os.sysconf("SC_PAGESIZE")
-    assert faults() < pages / 4  # a block or two of the ten may not be found again
+    # In the first rounds, not all of the ten blocks are found again.
+    assert faults() < pages / 4
     assert faults(MALLOC_MMAP_THRESHOLD_="1000000") > pages / 2
 
 
