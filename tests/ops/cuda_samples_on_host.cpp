@@ -25,7 +25,7 @@ void for_samples(const msda::Sizes& sizes, const msda::Level* levels, const doub
 }
 
 msda::Pixels<double> pixels_from(const double* first, const msda::Sizes& sizes) {
-  return {reinterpret_cast<const char*>(first),
+  return {{reinterpret_cast<const char*>(first)},
           static_cast<uint32_t>(sizes.M * sizes.D * sizeof(double))};
 }
 
@@ -46,20 +46,24 @@ extern "C" void forward(msda::Sizes sizes, const msda::Level* levels, const doub
 extern "C" void backward(msda::Sizes sizes, const msda::Level* levels, const double* value,
                          const double* locations, const double* attention, const double* grad_out,
                          double* grad_value, double* grad_locations, double* grad_attention) {
-  const auto stride = static_cast<uint32_t>(sizes.M * sizes.D);
+  const int64_t stride = sizes.M * sizes.D;
   for_samples(sizes, levels, locations,
               [&](int64_t row, int64_t channel, int64_t sample, int64_t first, const auto& place,
                   const msda::Level& level) {
                 double grad[V], products[4] = {};
                 for (int c = 0; c < V; ++c) grad[c] = grad_out[row * sizes.D + channel + c];
-                const auto corners = msda::weigh(place, attention[sample]);
-                msda::backward_sample(
-                    corners, pixels_from(value + first, sizes), grad, products,
-                    [&](uint32_t pixel, const msda::Vector<double, V>& to_value) {
-                      for (int c = 0; c < V; ++c) {
-                        grad_value[first + int64_t(pixel) * stride + c] += to_value.at[c];
-                      }
-                    });
+                msda::backward_sample(place.pixel, pixels_from(value + first, sizes), grad, products);
+                if (place.near) {
+                  const msda::Cell cell(place.cell, level);
+                  const msda::Link<double> link{place.right, place.lower, attention[sample], 0};
+                  for (int corner = 0; corner < 4; ++corner) {
+                    if (!cell.inside(corner, level)) continue;
+                    for (int c = 0; c < V; ++c) {
+                      grad_value[first + cell.pixel(corner, level) * stride + c] +=
+                          link.weight(corner) * grad[c];
+                    }
+                  }
+                }
                 const auto part = msda::gradient(place, attention[sample], products);
                 grad_attention[sample] += part.attention;
                 grad_locations[2 * sample] += part.x * level.width;

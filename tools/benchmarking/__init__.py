@@ -96,20 +96,13 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, repeats: int | None
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
 
 
-def measure(
-    run: Callable[[], object], repeats: int, device: str = "cpu", *, calls: int = 1
-) -> Timing:
-    """Milliseconds of ``run``, after two rounds of warm-up.
-
-    Args:
-        calls: in a round, one after the other: waiting for a GPU takes as long as a short kernel.
-    """
+def measure(run: Callable[[], object], repeats: int, device: str = "cpu") -> Timing:
+    """Milliseconds of ``run``, after two rounds of warm-up."""
     times = []
     for _ in range(repeats + 2):
         started = synchronize(device)
-        for _ in range(calls):
-            run()
-        times.append(1000 * (synchronize(device) - started) / calls)
+        run()
+        times.append(1000 * (synchronize(device) - started))
     return Timing.of(times[2:])
 
 

@@ -314,7 +314,8 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1))  # (W, N, 3, M, d)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (W, M, N, d) each
         bias = self.relative_position_bias_table[self.relative_position_index]  # (N, N, M)
-        bias = bias.permute(2, 0, 1)[None].to(query.dtype)  # (1, M, N, N)
+        # (1, M, N, N), contiguous, as the fused kernels of GPUs want it.
+        bias = bias.permute(2, 0, 1)[None].contiguous().to(query.dtype)
         if mask is not None:
             bias = bias + mask[:, None].to(query.dtype)
             bias = bias.repeat(windows.shape[0] // mask.shape[0], 1, 1, 1)

@@ -21,7 +21,8 @@
 #include <vector>
 
 #include "../checks.h"
-#include "kernels.cuh"
+#include "backward.cuh"
+#include "forward.cuh"
 
 namespace {
 
@@ -59,16 +60,22 @@ void dispatch_type(ScalarType type, const F& f) {
   }
 }
 
-// f(V, Known) for `Wide` channels of a lane where their number and the addresses allow it, else 1;
-// and for the pixel decoder's 32 channels of a head, 3 levels and 4 points, else any.
-template <int Wide, typename F>
+// Channels of a lane: what one load holds; of float32, where everything is known, two loads.
+template <typename T>
+constexpr int kWide = 16 / sizeof(T);
+template <typename T>
+constexpr int kWideKnown = sizeof(T) == 4 ? 8 : kWide<T>;
+
+// f(V, Known) for the pixel decoder's 32 channels of a head, 3 levels and 4 points, `WideKnown` of the
+// channels to a lane, else for any, `Wide` to a lane; 1 where channels or addresses do not allow that.
+template <int Wide, int WideKnown, typename F>
 void dispatch_sizes(const Sizes& sizes, std::initializer_list<const void*> addresses, const F& f) {
   bool aligned = sizes.D % Wide == 0;
   for (const void* address : addresses) {
     aligned = aligned && reinterpret_cast<uintptr_t>(address) % 16 == 0;
   }
   if (aligned && sizes.D == 32 && sizes.L == 3 && sizes.P == 4) {
-    f(std::integral_constant<int, Wide>(), msda::Known<32, 3, 4>());
+    f(std::integral_constant<int, WideKnown>(), msda::Known<32, 3, 4>());
   } else if (aligned) {
     f(std::integral_constant<int, Wide>(), msda::Known<0, 0, 0>());
   } else {
@@ -90,7 +97,7 @@ Walk plan(const Sizes& sizes, const std::vector<int64_t>& shapes, int64_t bytes,
                      static_cast<uint32_t>(pixels)};
     const int64_t across = (width + msda::kTile - 1) / msda::kTile;
     const int64_t down = (height + msda::kTile - 1) / msda::kTile;
-    walk.tiles_across[i] = static_cast<uint32_t>(across);
+    walk.tiles_across[i] = msda::Divisor(static_cast<uint32_t>(std::max<int64_t>(across, 1)));
     walk.tiles[i] = static_cast<uint32_t>(across * down);
     pixels += height * width;
     tiles += across * down;
@@ -98,14 +105,32 @@ Walk plan(const Sizes& sizes, const std::vector<int64_t>& shapes, int64_t bytes,
   walk.positions = walk.tiled ? tiles * msda::kTilePixels : sizes.Q;
   walk.lanes = 1;
   while (walk.lanes < msda::kWarp && walk.lanes * at_once < sizes.D) walk.lanes *= 2;
-  walk.heads = static_cast<int>(
-      std::clamp<int64_t>(msda::kLine / (sizes.D * bytes), 1, sizes.M));
-  while (sizes.M % walk.heads) --walk.heads;
-  walk.slices = sizes.B * (sizes.M / walk.heads);
+  int64_t heads = std::clamp<int64_t>(msda::kLine / (sizes.D * bytes), 1, sizes.M);
+  while (sizes.M % heads) --heads;
+  walk.heads = msda::Divisor(static_cast<uint32_t>(heads));
+  walk.slices = sizes.B * (sizes.M / heads);
   STD_TORCH_CHECK(walk.rows_of_slice() < int64_t(1) << 31 && sizes.M * sizes.D < int64_t(1) << 28,
                   "ms_deform_attn: ", sizes.Q, " queries, ", sizes.M, " heads of ", sizes.D,
                   " channels are too many on CUDA");
   return walk;
+}
+
+msda::Chains plan_chains(const Walk& walk) {
+  const Sizes& sizes = walk.sizes;
+  msda::Chains chains{};
+  int64_t count = 0;
+  for (int64_t i = 0; i < sizes.L; ++i) {
+    const int64_t cells = msda::Cell::count(walk.level[i]);
+    const int64_t of_cell = std::max<int64_t>(sizes.Q * sizes.P / cells / msda::kSamplesOfChain, 1);
+    chains.first[i] = static_cast<uint32_t>(count);
+    chains.of_cell[i] = static_cast<uint32_t>(of_cell);
+    count += cells * of_cell;
+  }
+  STD_TORCH_CHECK(count < int64_t(1) << 31 && sizes.Q * sizes.samples() < msda::kEnd,
+                  "ms_deform_attn: ", sizes.Q, " queries of ", sizes.samples(),
+                  " samples are too many on CUDA, where gradients are asked for");
+  chains.count = static_cast<uint32_t>(count);
+  return chains;
 }
 
 // How many blocks of a kernel run at once on the current device, which is made ready for it.
@@ -167,7 +192,7 @@ Tensor run_forward(const Tensor& value, const std::vector<int64_t>& spatial_shap
     const A* weights = static_cast<const A*>(attention.const_data_ptr());
     const A* points = static_cast<const A*>(reference.const_data_ptr());
     T* to = static_cast<T*>(out.mutable_data_ptr());
-    dispatch_sizes<16 / sizeof(T)>(sizes, {values, to}, [&](auto width, auto numbers) {
+    dispatch_sizes<kWide<T>, kWideKnown<T>>(sizes, {values, to}, [&](auto width, auto numbers) {
       constexpr int V = decltype(width)::value;
       const Walk walk = plan(sizes, spatial_shapes, sizeof(T), V);
       const auto run = [&](auto samples) {
@@ -199,13 +224,6 @@ Tensor ms_deform_attn_fused(const Tensor& value, const std::vector<int64_t> spat
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
-// Of values, in the type that is computed in, by atomics of that type.
-template <typename A, typename Run>
-void sum_floats(const Sizes& sizes, Tensor& sums, const Run& run) {
-  const auto stride = static_cast<uint32_t>(sizes.M * sizes.D);
-  run(msda::FloatSums<A>{static_cast<A*>(sums.mutable_data_ptr()), stride});
-}
-
 // Of values, by atomics of integers, whose unit depends on the largest gradient of the output and,
 // where they are given, the largest attention weight.
 template <typename T, typename A, typename Run>
@@ -232,13 +250,36 @@ void sum_integers(const Sizes& sizes, const T* grad_out, const A* given_attentio
                                                                    sizes_of + 1);
   }
   msda::multiply_kernel<<<1, 1, 0, stream>>>(sizes_of, given_attention != nullptr, limit);
-  run(msda::IntegerSums<A>{static_cast<unsigned long long*>(sums.mutable_data_ptr()),
-                           static_cast<uint32_t>(sizes.M * sizes.D), limit, bits});
+  run(msda::IntegerSums<A>{static_cast<unsigned long long*>(sums.mutable_data_ptr()), limit, bits});
   msda::from_integers_kernel<<<blocks(count), kThreads, 0, stream>>>(
       static_cast<const long long*>(sums.const_data_ptr()), limit, bits, count,
       static_cast<T*>(result.mutable_data_ptr()));
   check(cudaGetLastError());
 }
+
+// The memory of the chains.
+template <typename A>
+struct Chained {
+  msda::Chains chains;
+  Tensor newest_of_chains, links_of_samples;
+  uint32_t* newest;
+  msda::Link<A>* links;
+
+  Chained(const Tensor& like, const Walk& walk, cudaStream_t stream)
+      : chains(plan_chains(walk)),
+        newest_of_chains(bytes(like, slices(walk.sizes) * chains.count * sizeof(uint32_t))),
+        links_of_samples(bytes(like, slices(walk.sizes) * walk.sizes.Q * walk.sizes.samples() *
+                                         sizeof(msda::Link<A>))),
+        newest(static_cast<uint32_t*>(newest_of_chains.mutable_data_ptr())),
+        links(static_cast<msda::Link<A>*>(links_of_samples.mutable_data_ptr())) {
+    static_assert(msda::kEnd == ~0u, "every byte of it is 255");
+    check(cudaMemsetAsync(newest, 255, newest_of_chains.numel(), stream));
+  }
+  static int64_t slices(const Sizes& sizes) { return sizes.B * sizes.M; }
+  static Tensor bytes(const Tensor& like, int64_t count) {
+    return torch::stable::new_empty(like, {count}, std::make_optional(ScalarType::Byte));
+  }
+};
 
 // `reference_points` as in run_forward; the gradients are those of what is given.
 Gradients run_backward(const Tensor& grad_output, const Tensor& value,
@@ -278,27 +319,39 @@ Gradients run_backward(const Tensor& grad_output, const Tensor& value,
     const T* from = static_cast<const T*>(grad.const_data_ptr());
     A* to_locations = static_cast<A*>(grad_locations.mutable_data_ptr());
     A* to_attention = static_cast<A*>(grad_attention.mutable_data_ptr());
-    // As many channels as an atomic has: with more, neighbours would not write to neighbours.
-    dispatch_sizes<16 / sizeof(A)>(sizes, {values, from}, [&](auto width, auto numbers) {
+    const Chained<A> chained(value, plan(sizes, spatial_shapes, sizeof(T), 1), stream);
+    dispatch_sizes<kWide<T>, kWideKnown<T>>(sizes, {values, from}, [&](auto width, auto numbers) {
       constexpr int V = decltype(width)::value;
       const Walk walk = plan(sizes, spatial_shapes, sizeof(T), V);
       const auto run = [&](auto samples) {
-        const auto with_sums = [&](auto sums) {
-          launch<msda::backward_kernel<T, A, V, decltype(numbers), decltype(samples),
-                                       decltype(sums)>>(
-              walk, stream, values, samples, from, sums, to_locations, to_attention);
-        };
-        if (deterministic) {
-          const A* given = reference_points ? nullptr : weights;
-          sum_integers<T, A>(sizes, from, given, value, grad_value, stream, with_sums);
-        } else {
-          sum_floats<A>(sizes, grad_value, with_sums);
-        }
+        launch<msda::sample_gradients_kernel<T, A, V, decltype(numbers), decltype(samples)>>(
+            walk, stream, chained.chains, values, samples, from, chained.newest, chained.links,
+            to_locations, to_attention);
       };
       if (reference_points) {
         run(msda::ProjectedSamples<A>{places, weights, points});
       } else {
         run(msda::GivenSamples<A>{places, weights});
+      }
+    });
+    // As many channels as an atomic has: with more, neighbours would not write to neighbours.
+    dispatch_sizes<kWide<A>, kWide<A>>(sizes, {from}, [&](auto width, auto numbers) {
+      constexpr int V = decltype(width)::value;
+      const Walk walk = plan(sizes, spatial_shapes, sizeof(T), V);
+      const auto run = [&](auto sums) {
+        const int64_t threads = sizes.B * sizes.M * chained.chains.count * walk.lanes;
+        const int64_t blocks = (threads + msda::kThreads - 1) / msda::kThreads;
+        STD_TORCH_CHECK(blocks < int64_t(1) << 31, "ms_deform_attn: too many gradients on CUDA");
+        msda::value_gradients_kernel<T, A, V, decltype(numbers)>
+            <<<static_cast<unsigned int>(blocks), msda::kThreads, 0, stream>>>(
+                walk, chained.chains, from, chained.newest, chained.links, sums);
+        check(cudaGetLastError());
+      };
+      if (deterministic) {
+        const A* given = reference_points ? nullptr : weights;
+        sum_integers<T, A>(sizes, from, given, value, grad_value, stream, run);
+      } else {
+        run(msda::FloatSums<A>{static_cast<A*>(grad_value.mutable_data_ptr())});
       }
     });
   });

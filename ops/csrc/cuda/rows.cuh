@@ -21,17 +21,32 @@ constexpr int kLine = 128;  // bytes
 constexpr int kTile = 8;    // pixels
 constexpr int kTilePixels = kTile * kTile;
 
+// Divides numbers below 2^31 by multiplying.
+struct Divisor {
+  uint32_t divisor, factor, shift;
+
+  Divisor() = default;
+  explicit Divisor(uint32_t divisor) : divisor(divisor), shift(31) {
+    while ((uint64_t(1) << (shift - 31)) < divisor) ++shift;
+    factor = static_cast<uint32_t>(((uint64_t(1) << shift) + divisor - 1) / divisor);
+  }
+  __device__ __forceinline__ uint32_t divide(uint32_t x) const {
+    return static_cast<uint32_t>((uint64_t(x) * factor) >> shift);
+  }
+};
+
 struct Walk {
   Sizes sizes;
   Level level[kMaxLevels];
-  uint32_t tiles_across[kMaxLevels], tiles[kMaxLevels];
+  Divisor tiles_across[kMaxLevels];
+  uint32_t tiles[kMaxLevels];
   bool tiled;          // the queries are the pixels of the levels
   int lanes;           // of a row
-  int heads;           // that are walked through together
+  Divisor heads;       // that are walked through together
   int64_t positions;   // of a picture: its queries, and those of tiles beyond the levels' edges
   int64_t slices;      // of `heads` heads of a picture
 
-  __host__ __device__ int64_t rows_of_slice() const { return positions * heads; }
+  __host__ __device__ int64_t rows_of_slice() const { return positions * heads.divisor; }
 };
 
 struct Row {
@@ -53,9 +68,9 @@ __device__ __forceinline__ uint32_t query_at(const Walk& walk, uint32_t position
   int level = 0;
   for (; level + 1 < walk.sizes.L && tile >= walk.tiles[level]; ++level) tile -= walk.tiles[level];
   const Level& of = walk.level[level];
-  const uint32_t down = tile / walk.tiles_across[level];
-  const uint32_t y = down * kTile + in_tile / kTile;
-  const uint32_t x = (tile - down * walk.tiles_across[level]) * kTile + in_tile % kTile;
+  const uint32_t down = walk.tiles_across[level].divide(tile);
+  const uint32_t across = tile - down * walk.tiles_across[level].divisor;
+  const uint32_t y = down * kTile + in_tile / kTile, x = across * kTile + in_tile % kTile;
   const bool inside = x < static_cast<uint32_t>(of.width) && y < static_cast<uint32_t>(of.height);
   return inside ? of.first + y * of.width + x : queries;
 }
@@ -65,7 +80,8 @@ template <typename F>
 __device__ __forceinline__ void for_rows(const Walk& walk, int lanes, const F& f) {
   const int64_t of_slice = walk.rows_of_slice(), all = walk.slices * of_slice;
   const int64_t begin = all * blockIdx.x / gridDim.x, end = all * (blockIdx.x + 1) / gridDim.x;
-  const uint32_t heads = walk.heads, in_picture = static_cast<uint32_t>(walk.sizes.M) / heads;
+  const uint32_t heads = walk.heads.divisor;
+  const uint32_t in_picture = static_cast<uint32_t>(walk.sizes.M) / heads;
   const uint32_t step = blockDim.x / lanes, in_warp = threadIdx.x % kWarp / lanes;
   const uint32_t warp = threadIdx.x / kWarp * (kWarp / lanes);
 #pragma unroll 1
@@ -80,8 +96,9 @@ __device__ __forceinline__ void for_rows(const Walk& walk, int lanes, const F& f
       const uint32_t index = base + in_warp;
       Row row{index < last, 0, first_head, picture};
       if (row.valid) {
-        row.query = query_at(walk, index / heads);
-        row.head += index % heads;
+        const uint32_t position = walk.heads.divide(index);
+        row.query = query_at(walk, position);
+        row.head += index - position * heads;
         row.valid = row.query < static_cast<uint32_t>(walk.sizes.Q);
         if (!row.valid) row.query = 0;
       }
@@ -90,24 +107,12 @@ __device__ __forceinline__ void for_rows(const Walk& walk, int lanes, const F& f
   }
 }
 
-// The samples of its row that a thread's neighbours have worked out.
-template <typename A, int Threads>
-struct SharedCorners {
-  Vector<uint32_t, 4> pixel[Threads];
-  Vector<A, 4> weight[Threads];
-
-  __device__ __forceinline__ Corners<A> get(int slot) const { return {pixel[slot], weight[slot]}; }
-  __device__ __forceinline__ void put(int slot, const Corners<A>& corners) {
-    pixel[slot] = corners.pixel;
-    weight[slot] = corners.weight;
-  }
-  // Of a sample of the row. The rows of a warp have the same sample in different banks: 8 slots
-  // fill them all.
-  __device__ static __forceinline__ int slot(int sample, int lanes) {
-    const int first = threadIdx.x / lanes * lanes;
-    return first + (sample ^ (first % kWarp / 8 % lanes));
-  }
-};
+// Where a block keeps, for the neighbours of the thread that worked it out, a sample of their row. The
+// rows of a warp have the same sample in different banks: 8 slots fill them all.
+__device__ __forceinline__ int slot(int sample, int lanes) {
+  const int first = threadIdx.x / lanes * lanes;
+  return first + (sample ^ (first % kWarp / 8 % lanes));
+}
 
 // Among the neighbouring threads of a row.
 template <typename A>
