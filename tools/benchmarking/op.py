@@ -1,7 +1,7 @@
 """``benchmark.py op``: multi-scale deformable attention, compiled against PyTorch's operators.
 
 Forward and backward, and forward from offsets and logits, at the pixel decoder's shapes: strides 8,
-16 and 32, 8 heads of 32 channels, 4 points. On GPUs, times are of replays of a CUDA graph: those of the
+16 and 32, 8 heads of 32 channels, 4 points. On GPUs, times are of replays of a CUDA graph: of the
 kernels, not of the host that launches them.
 """
 

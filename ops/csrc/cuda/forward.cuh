@@ -5,12 +5,16 @@
 
 namespace msda {
 
+// On an H100, of 128 to 768 threads and 512 to 1024 on a multiprocessor the fastest for offsets and
+// logits, or within 2 % of it.
+constexpr int kForwardThreads = 384;
+
 template <typename T, typename A, int V, typename Numbers, typename Samples>
-__global__ void __launch_bounds__(kThreads, kBlocks)
+__global__ void __launch_bounds__(kForwardThreads, kBlocks)
     forward_kernel(const __grid_constant__ Walk walk, const T* __restrict__ values,
                    const Samples samples, T* __restrict__ out) {
-  __shared__ Vector<uint32_t, 4> corners[kThreads];
-  __shared__ Vector<A, 4> weights[kThreads];
+  __shared__ Vector<uint32_t, 4> corners[kForwardThreads];
+  __shared__ Vector<A, 4> weights[kForwardThreads];
   const Counts<Numbers, V> count(walk);
   const Sizes& sizes = walk.sizes;
   const int lane = threadIdx.x % count.lanes;

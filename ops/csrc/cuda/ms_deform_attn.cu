@@ -83,6 +83,12 @@ void dispatch_sizes(const Sizes& sizes, std::initializer_list<const void*> addre
   }
 }
 
+int lanes_of_row(const Sizes& sizes, int at_once) {
+  int lanes = 1;
+  while (lanes < msda::kWarp && lanes * at_once < sizes.D) lanes *= 2;
+  return lanes;
+}
+
 // bytes: of a value; at_once: values that a lane loads at once.
 Walk plan(const Sizes& sizes, const std::vector<int64_t>& shapes, int64_t bytes, int at_once) {
   STD_TORCH_CHECK(sizes.L <= msda::kMaxLevels, "ms_deform_attn: there are ", sizes.L,
@@ -103,8 +109,7 @@ Walk plan(const Sizes& sizes, const std::vector<int64_t>& shapes, int64_t bytes,
     tiles += across * down;
   }
   walk.positions = walk.tiled ? tiles * msda::kTilePixels : sizes.Q;
-  walk.lanes = 1;
-  while (walk.lanes < msda::kWarp && walk.lanes * at_once < sizes.D) walk.lanes *= 2;
+  walk.lanes = lanes_of_row(sizes, at_once);
   int64_t heads = std::clamp<int64_t>(msda::kLine / (sizes.D * bytes), 1, sizes.M);
   while (sizes.M % heads) --heads;
   walk.heads = msda::Divisor(static_cast<uint32_t>(heads));
@@ -134,7 +139,7 @@ msda::Chains plan_chains(const Walk& walk) {
 }
 
 // How many blocks of a kernel run at once on the current device, which is made ready for it.
-template <auto kKernel>
+template <auto kKernel, int kThreads>
 int blocks_at_once(int device) {
   int multiprocessors = 0, blocks = 0;
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
@@ -144,12 +149,12 @@ int blocks_at_once(int device) {
   const int kilobytes = static_cast<int>(attributes.sharedSizeBytes / 1024 + 1) * msda::kBlocks;
   check(cudaFuncSetAttribute(kKernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                              std::min(100 * kilobytes / 228 + 1, 100)));
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, msda::kThreads, 0));
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kKernel, kThreads, 0));
   return multiprocessors * std::max(blocks, 1);
 }
 
 // Each block goes through many rows.
-template <auto kKernel, typename... Arguments>
+template <auto kKernel, int kThreads, typename... Arguments>
 void launch(const Walk& walk, cudaStream_t stream, const Arguments&... arguments) {
   constexpr int kDevices = 64;
   static std::array<std::atomic<int>, kDevices> known{};  // 0 where it is not
@@ -157,13 +162,13 @@ void launch(const Walk& walk, cudaStream_t stream, const Arguments&... arguments
   check(cudaGetDevice(&device));
   int at_once = device < kDevices ? known[device].load() : 0;
   if (at_once == 0) {
-    at_once = blocks_at_once<kKernel>(device);
+    at_once = blocks_at_once<kKernel, kThreads>(device);
     if (device < kDevices) known[device].store(at_once);
   }
   const int64_t threads = walk.slices * walk.rows_of_slice() * walk.lanes;
-  const int64_t needed = (threads + msda::kThreads - 1) / msda::kThreads;
+  const int64_t needed = (threads + kThreads - 1) / kThreads;
   const auto grid = static_cast<unsigned int>(std::min<int64_t>(needed, at_once));
-  kKernel<<<grid, msda::kThreads, 0, stream>>>(walk, arguments...);
+  kKernel<<<grid, kThreads, 0, stream>>>(walk, arguments...);
   check(cudaGetLastError());
 }
 
@@ -196,8 +201,8 @@ Tensor run_forward(const Tensor& value, const std::vector<int64_t>& spatial_shap
       constexpr int V = decltype(width)::value;
       const Walk walk = plan(sizes, spatial_shapes, sizeof(T), V);
       const auto run = [&](auto samples) {
-        launch<msda::forward_kernel<T, A, V, decltype(numbers), decltype(samples)>>(
-            walk, current_stream(value), values, samples, to);
+        launch<msda::forward_kernel<T, A, V, decltype(numbers), decltype(samples)>,
+               msda::kForwardThreads>(walk, current_stream(value), values, samples, to);
       };
       if (reference_points) {
         run(msda::ProjectedSamples<A>{places, weights, points});
@@ -223,6 +228,51 @@ Tensor ms_deform_attn_fused(const Tensor& value, const std::vector<int64_t> spat
 // ---- Backward -----------------------------------------------------------------------------------
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+
+// The memory of the chains.
+template <typename A>
+struct Chained {
+  msda::Chains chains;
+  Tensor newest_of_chains, links_of_samples;
+  uint32_t* newest;
+  msda::Link<A>* links;
+
+  Chained(const Tensor& like, const Walk& walk, cudaStream_t stream)
+      : chains(plan_chains(walk)),
+        newest_of_chains(bytes(like, slices(walk.sizes) * chains.count * sizeof(uint32_t))),
+        links_of_samples(bytes(like, slices(walk.sizes) * walk.sizes.Q * walk.sizes.samples() *
+                                         sizeof(msda::Link<A>))),
+        newest(static_cast<uint32_t*>(newest_of_chains.mutable_data_ptr())),
+        links(static_cast<msda::Link<A>*>(links_of_samples.mutable_data_ptr())) {
+    static_assert(msda::kEnd == ~0u, "every byte of it is 255");
+    check(cudaMemsetAsync(newest, 255, newest_of_chains.numel(), stream));
+  }
+  static int64_t slices(const Sizes& sizes) { return sizes.B * sizes.M; }
+  static Tensor bytes(const Tensor& like, int64_t count) {
+    return torch::stable::new_empty(like, {count}, std::make_optional(ScalarType::Byte));
+  }
+};
+
+// Gradients of values, summed in memory as `sums` says.
+template <typename T, typename A, typename Sums>
+void sum_chains(const Walk& walk, const T* grad_out, const Chained<A>& chained, const Sums& sums,
+                cudaStream_t stream) {
+  const Sizes& sizes = walk.sizes;
+  // As many channels as an atomic has: with more, neighbours would not write to neighbours.
+  dispatch_sizes<kWide<A>, kWide<A>>(sizes, {grad_out}, [&](auto width, auto numbers) {
+    constexpr int V = decltype(width)::value;
+    Walk of_chains = walk;
+    of_chains.lanes = lanes_of_row(sizes, V);
+    const int64_t threads = sizes.B * sizes.M * chained.chains.count * of_chains.lanes;
+    const int64_t blocks = (threads + msda::kChainThreads - 1) / msda::kChainThreads;
+    STD_TORCH_CHECK(blocks < int64_t(1) << 31, "ms_deform_attn: ", sizes.B, " pictures of ", sizes.Q,
+                    " queries are too many on CUDA, where gradients are asked for");
+    msda::value_gradients_kernel<T, A, V, decltype(numbers)>
+        <<<static_cast<unsigned int>(blocks), msda::kChainThreads, 0, stream>>>(
+            of_chains, chained.chains, grad_out, chained.newest, chained.links, sums);
+    check(cudaGetLastError());
+  });
+}
 
 // Of values, by atomics of integers, whose unit depends on the largest gradient of the output and,
 // where they are given, the largest attention weight.
@@ -256,30 +306,6 @@ void sum_integers(const Sizes& sizes, const T* grad_out, const A* given_attentio
       static_cast<T*>(result.mutable_data_ptr()));
   check(cudaGetLastError());
 }
-
-// The memory of the chains.
-template <typename A>
-struct Chained {
-  msda::Chains chains;
-  Tensor newest_of_chains, links_of_samples;
-  uint32_t* newest;
-  msda::Link<A>* links;
-
-  Chained(const Tensor& like, const Walk& walk, cudaStream_t stream)
-      : chains(plan_chains(walk)),
-        newest_of_chains(bytes(like, slices(walk.sizes) * chains.count * sizeof(uint32_t))),
-        links_of_samples(bytes(like, slices(walk.sizes) * walk.sizes.Q * walk.sizes.samples() *
-                                         sizeof(msda::Link<A>))),
-        newest(static_cast<uint32_t*>(newest_of_chains.mutable_data_ptr())),
-        links(static_cast<msda::Link<A>*>(links_of_samples.mutable_data_ptr())) {
-    static_assert(msda::kEnd == ~0u, "every byte of it is 255");
-    check(cudaMemsetAsync(newest, 255, newest_of_chains.numel(), stream));
-  }
-  static int64_t slices(const Sizes& sizes) { return sizes.B * sizes.M; }
-  static Tensor bytes(const Tensor& like, int64_t count) {
-    return torch::stable::new_empty(like, {count}, std::make_optional(ScalarType::Byte));
-  }
-};
 
 // `reference_points` as in run_forward; the gradients are those of what is given.
 Gradients run_backward(const Tensor& grad_output, const Tensor& value,
@@ -319,14 +345,15 @@ Gradients run_backward(const Tensor& grad_output, const Tensor& value,
     const T* from = static_cast<const T*>(grad.const_data_ptr());
     A* to_locations = static_cast<A*>(grad_locations.mutable_data_ptr());
     A* to_attention = static_cast<A*>(grad_attention.mutable_data_ptr());
-    const Chained<A> chained(value, plan(sizes, spatial_shapes, sizeof(T), 1), stream);
+    const Walk walk = plan(sizes, spatial_shapes, sizeof(T), 1);
+    const Chained<A> chained(value, walk, stream);
     dispatch_sizes<kWide<T>, kWideKnown<T>>(sizes, {values, from}, [&](auto width, auto numbers) {
       constexpr int V = decltype(width)::value;
-      const Walk walk = plan(sizes, spatial_shapes, sizeof(T), V);
+      const Walk rows = plan(sizes, spatial_shapes, sizeof(T), V);
       const auto run = [&](auto samples) {
-        launch<msda::sample_gradients_kernel<T, A, V, decltype(numbers), decltype(samples)>>(
-            walk, stream, chained.chains, values, samples, from, chained.newest, chained.links,
-            to_locations, to_attention);
+        launch<msda::sample_gradients_kernel<T, A, V, decltype(numbers), decltype(samples)>,
+               msda::kBackwardThreads>(rows, stream, chained.chains, values, samples, from,
+                                       chained.newest, chained.links, to_locations, to_attention);
       };
       if (reference_points) {
         run(msda::ProjectedSamples<A>{places, weights, points});
@@ -334,26 +361,15 @@ Gradients run_backward(const Tensor& grad_output, const Tensor& value,
         run(msda::GivenSamples<A>{places, weights});
       }
     });
-    // As many channels as an atomic has: with more, neighbours would not write to neighbours.
-    dispatch_sizes<kWide<A>, kWide<A>>(sizes, {from}, [&](auto width, auto numbers) {
-      constexpr int V = decltype(width)::value;
-      const Walk walk = plan(sizes, spatial_shapes, sizeof(T), V);
-      const auto run = [&](auto sums) {
-        const int64_t threads = sizes.B * sizes.M * chained.chains.count * walk.lanes;
-        const int64_t blocks = (threads + msda::kThreads - 1) / msda::kThreads;
-        STD_TORCH_CHECK(blocks < int64_t(1) << 31, "ms_deform_attn: too many gradients on CUDA");
-        msda::value_gradients_kernel<T, A, V, decltype(numbers)>
-            <<<static_cast<unsigned int>(blocks), msda::kThreads, 0, stream>>>(
-                walk, chained.chains, from, chained.newest, chained.links, sums);
-        check(cudaGetLastError());
-      };
-      if (deterministic) {
-        const A* given = reference_points ? nullptr : weights;
-        sum_integers<T, A>(sizes, from, given, value, grad_value, stream, run);
-      } else {
-        run(msda::FloatSums<A>{static_cast<A*>(grad_value.mutable_data_ptr())});
-      }
-    });
+    const auto sum = [&](auto sums) {
+      sum_chains<T, A>(walk, from, chained, sums, stream);
+    };
+    if (deterministic) {
+      const A* given = reference_points ? nullptr : weights;
+      sum_integers<T, A>(sizes, from, given, value, grad_value, stream, sum);
+    } else {
+      sum(msda::FloatSums<A>{static_cast<A*>(grad_value.mutable_data_ptr())});
+    }
   });
   if (!deterministic && computed != value.scalar_type()) {
     Tensor rounded = torch::stable::new_empty(value, value.sizes());
