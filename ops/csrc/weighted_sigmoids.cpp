@@ -70,8 +70,8 @@ MSDA_INLINE void product_tile(const float* weights, const float* sigmoids, int64
   }
 }
 
-// The pixels [0, count), at most kPixels, of all maps.
-struct Pixels {
+// Pixels of one line, at most kPixels, of all maps.
+struct Task {
   const float* weights;  // as `grouped` makes them
   int64_t K, Q, count;
   const float* logits;  // (Q, count), rows logits_stride apart
@@ -82,27 +82,27 @@ struct Pixels {
 };
 
 template <int64_t LANES>
-MSDA_INLINE void weigh(const Pixels& p) {
-  for (int64_t q = 0; q < p.Q; ++q) {
-    const float* MSDA_RESTRICT from = p.logits + q * p.logits_stride;
-    float* MSDA_RESTRICT to = p.sigmoids + q * kPixels;
-    for (int64_t x = 0; x < p.count; ++x) {
+MSDA_INLINE void weigh(const Task& task) {
+  for (int64_t q = 0; q < task.Q; ++q) {
+    const float* MSDA_RESTRICT from = task.logits + q * task.logits_stride;
+    float* MSDA_RESTRICT to = task.sigmoids + q * kPixels;
+    for (int64_t x = 0; x < task.count; ++x) {
       const float e = msda::exp_of_negative(-std::fabs(from[x]));
       to[x] = (from[x] < 0 ? e : 1.0f) / (1.0f + e);
     }
   }
   constexpr int64_t columns = kVectors * LANES;
-  for (int64_t k = 0; k < p.K; k += kRows) {
-    for (int64_t x = 0; x < p.count; x += columns) {
-      product_tile<LANES>(p.weights + k * p.Q, p.sigmoids + x, p.Q, p.out + k * p.out_stride + x,
-                          p.out_stride, std::min(kRows, p.K - k), std::min(columns, p.count - x));
+  for (int64_t k = 0; k < task.K; k += kRows) {
+    for (int64_t x = 0; x < task.count; x += columns) {
+      product_tile<LANES>(task.weights + k * task.Q, task.sigmoids + x, task.Q, task.out + k * task.out_stride + x,
+                          task.out_stride, std::min(kRows, task.K - k), std::min(columns, task.count - x));
     }
   }
 }
 
-MSDA_MULTIVERSION void weigh_pixels(const Pixels& pixels) { weigh<8>(pixels); }
+MSDA_NARROW void weigh_pixels(const Task& task) { weigh<8>(task); }
 #ifdef MSDA_WIDE
-MSDA_WIDE void weigh_pixels_wide(const Pixels& pixels) { weigh<16>(pixels); }
+MSDA_WIDE void weigh_pixels_wide(const Task& task) { weigh<16>(task); }
 #else
 constexpr auto weigh_pixels_wide = weigh_pixels;
 #endif
@@ -148,10 +148,19 @@ void weighted_sigmoids(const Tensor& weights, const Tensor& logits, Tensor out) 
   const auto weigh_here = msda::wide_vectors() ? weigh_pixels_wide : weigh_pixels;
   torch::stable::parallel_for(0, H * parts, 1, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<float[]> sigmoids(new float[Q * kPixels]());
+    Task task;
+    task.weights = groups.data();
+    task.K = K;
+    task.Q = Q;
+    task.logits_stride = from_map;
+    task.sigmoids = sigmoids.get();
+    task.out_stride = to_map;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t y = i / parts, x = i % parts * kPixels;
-      weigh_here({groups.data(), K, Q, std::min(kPixels, W - x), from + y * from_row + x, from_map,
-                  sigmoids.get(), to + y * to_row + x, to_map});
+      task.count = std::min(kPixels, W - x);
+      task.logits = from + y * from_row + x;
+      task.out = to + y * to_row + x;
+      weigh_here(task);
     }
   });
 }

@@ -17,7 +17,14 @@ def reference(weights, logits):
 
 @pytest.mark.parametrize(
     "classes, queries, height, width",
-    [(133, 100, 2, 700), (1, 1, 1, 1), (6, 3, 4, 32), (7, 100, 3, 129), (19, 5, 5, 17)],
+    [
+        (133, 100, 2, 700),
+        (1, 1, 1, 1),
+        (6, 3, 4, 32),
+        (7, 99, 3, 257),
+        (9, 4, 2, 287),
+        (19, 5, 5, 17),
+    ],
 )
 def test_scores(classes, queries, height, width):
     weights, logits = torch.rand(classes, queries), 5 * torch.randn(queries, height, width)

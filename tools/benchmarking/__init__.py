@@ -36,7 +36,7 @@ class Timing(NamedTuple):
 
 def three_digits(value: float) -> str:
     """Three, but no exponent where a number has more before its point."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 class Report:
@@ -72,7 +72,7 @@ class Report:
             return str(value) if isinstance(value, Timing) else value
 
         texts = [{key: shown(value) for key, value in row.items()} for row in rows]
-        print(tabulate(texts, headers="keys", floatfmt=floats or "g"))
+        print(tabulate(texts, headers="keys", floatfmt=floats or ".12g"))
 
     def figures(self, text: str, **figures: Any) -> None:
         """Print a line with figures, ``text.format(**figures)``."""

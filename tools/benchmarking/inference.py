@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, report: Report) -> None:
     state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
     prepare_for_inference(model, cfg.TEST.COMPILE)
     if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     times = parts_of(model, inputs, args.repeats, device)
     if on_gpu:
         memory = Memory(peak_memory(device), times["total"])

@@ -17,14 +17,14 @@ from torch import Tensor
 def synchronize(device: str) -> float:
     """The time in seconds, once the device has nothing left to do."""
     if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def peak_memory(device: str) -> float:
     """Gigabytes: of the process so far, or of the GPU."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
+        return torch.cuda.max_memory_allocated(device) / 1e9
     # Where there is /proc: getrusage of a child process starts from its parent's peak.
     status = Path("/proc/self/status")
     if status.exists():

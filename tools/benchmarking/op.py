@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, report: Report) -> None:
     if torch.device(args.device).type != "cuda":
         return run_here(args, report)
     # Backward runs on the stream of its forward pass, which has to be the one that a graph records.
-    with torch.cuda.stream(torch.cuda.Stream()):
+    with torch.cuda.device(args.device), torch.cuda.stream(torch.cuda.Stream(args.device)):
         run_here(args, report)
 
 

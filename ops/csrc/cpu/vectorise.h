@@ -22,11 +22,13 @@
     __GNUC__ >= 12
 #define MSDA_MULTIVERSION \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-// For what is written in vectors of a width: a function where they have 16 floats, to be called if
-// wide_vectors().
+// For what is written in vectors of a width, of 8 floats and of 16: the latter is compiled for AVX-512,
+// and may be called if wide_vectors() alone; the former need not be.
+#define MSDA_NARROW __attribute__((target_clones("arch=x86-64-v3", "default")))
 #define MSDA_WIDE __attribute__((target("arch=x86-64-v4")))
 #else
 #define MSDA_MULTIVERSION
+#define MSDA_NARROW
 #endif
 
 namespace msda {

@@ -91,7 +91,7 @@ struct ProjectedSamples {
   }
 };
 
-// ---- What both kernels begin with ---------------------------------------------------------------
+// ---- What the kernels begin with ------------------------------------------------------------------
 
 // Numbers that are known when the kernel is compiled; 0 if they are not.
 template <int Channels, int Levels, int Points>

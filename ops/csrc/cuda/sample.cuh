@@ -39,7 +39,7 @@ struct Place {
   A x[2], y[2];
   A inside_x[2], inside_y[2];  // 1 or 0
   Vector<uint32_t, 4> pixel;   // of line j and column k at 2 * j + k; index in the picture
-  bool near;                   // else all is outside
+  bool near;                   // else all is outside, and what follows means nothing
   uint32_t cell;               // of the level: the square between its four pixels, see Cell
   A right, lower;              // the parts of x[1] and y[1], were they inside
 };
