@@ -6,6 +6,8 @@
 
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -37,6 +39,23 @@ inline void check_shape(const char* name, const Tensor& tensor, const std::vecto
   }
   STD_TORCH_CHECK(same, "ms_deform_attn: ", name, " has shape ", shape_of(tensor), ", expected (",
                   text, ")");
+}
+
+// f(T(), A()) for the type T of the values and the type A that they are computed in.
+template <typename F>
+void dispatch_type(ScalarType type, const F& f) {
+  switch (type) {
+    case ScalarType::Float:
+      return f(float(), float());
+    case ScalarType::Double:
+      return f(double(), double());
+    case ScalarType::BFloat16:
+      return f(c10::BFloat16(), float());
+    case ScalarType::Half:
+      return f(c10::Half(), float());
+    default:
+      STD_TORCH_CHECK(false, "ms_deform_attn: value must be float32, float64, bfloat16 or float16");
+  }
 }
 
 constexpr int64_t kMaxSide = 1 << 24;  // float32 has these integers

@@ -9,8 +9,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -151,23 +149,6 @@ void backward(const msda::Sizes& sizes, const std::vector<int64_t>& shapes, cons
   }
 }
 
-// f(T(), A()) for the type T of the values and the type A that they are computed in.
-template <typename F>
-void dispatch(ScalarType type, const F& f) {
-  switch (type) {
-    case ScalarType::Float:
-      return f(float(), float());
-    case ScalarType::Double:
-      return f(double(), double());
-    case ScalarType::BFloat16:
-      return f(BFloat16(), float());
-    case ScalarType::Half:
-      return f(Half(), float());
-    default:
-      STD_TORCH_CHECK(false, "ms_deform_attn: value must be float32, float64, bfloat16 or float16");
-  }
-}
-
 // ---- Operators ----------------------------------------------------------------------------------
 
 // Less work than this many multiply-adds is not worth another thread.
@@ -186,7 +167,7 @@ Tensor run_forward(const Tensor& value, const std::vector<int64_t>& spatial_shap
   const Tensor reference =
       torch::stable::contiguous(reference_points ? *reference_points : attention_weights);
   Tensor out = torch::stable::new_empty(value, {sizes.B, sizes.Q, sizes.M * sizes.D});
-  dispatch(value.scalar_type(), [&](auto t, auto a) {
+  msda::dispatch_type(value.scalar_type(), [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
     const Arrays<T, A> in{v.const_data_ptr<T>(), locations.const_data_ptr<A>(),
@@ -232,7 +213,7 @@ Gradients run_backward(const Tensor& grad_output, const Tensor& value,
   Tensor grad_value = torch::stable::new_empty(value, value.sizes());
   Tensor grad_locations = torch::stable::new_empty(sampling_locations, sampling_locations.sizes());
   Tensor grad_attention = torch::stable::new_empty(attention_weights, attention_weights.sizes());
-  dispatch(value.scalar_type(), [&](auto t, auto a) {
+  msda::dispatch_type(value.scalar_type(), [&](auto t, auto a) {
     using T = decltype(t);
     using A = decltype(a);
     const Arrays<T, A> in{v.const_data_ptr<T>(), locations.const_data_ptr<A>(),

@@ -94,8 +94,9 @@ MSDA_INLINE void weigh(const Task& task) {
   constexpr int64_t columns = kVectors * LANES;
   for (int64_t k = 0; k < task.K; k += kRows) {
     for (int64_t x = 0; x < task.count; x += columns) {
-      product_tile<LANES>(task.weights + k * task.Q, task.sigmoids + x, task.Q, task.out + k * task.out_stride + x,
-                          task.out_stride, std::min(kRows, task.K - k), std::min(columns, task.count - x));
+      product_tile<LANES>(task.weights + k * task.Q, task.sigmoids + x, task.Q,
+                          task.out + k * task.out_stride + x, task.out_stride,
+                          std::min(kRows, task.K - k), std::min(columns, task.count - x));
     }
   }
 }

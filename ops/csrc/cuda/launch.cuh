@@ -4,8 +4,6 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <array>
@@ -18,9 +16,6 @@
 
 namespace msda {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 inline cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
@@ -29,23 +24,6 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
 
 inline void check(cudaError_t error) {
   STD_TORCH_CHECK(error == cudaSuccess, "ms_deform_attn: ", cudaGetErrorString(error));
-}
-
-// f(T(), A()) for the type T of the values and the type A that they are computed in.
-template <typename F>
-void dispatch_type(ScalarType type, const F& f) {
-  switch (type) {
-    case ScalarType::Float:
-      return f(float(), float());
-    case ScalarType::Double:
-      return f(double(), double());
-    case ScalarType::BFloat16:
-      return f(c10::BFloat16(), float());
-    case ScalarType::Half:
-      return f(c10::Half(), float());
-    default:
-      STD_TORCH_CHECK(false, "ms_deform_attn: value must be float32, float64, bfloat16 or float16");
-  }
 }
 
 // Channels of a lane: what one load holds; of float32, where everything is known, two loads.
@@ -91,7 +69,7 @@ inline Walk plan(const Sizes& sizes, const std::vector<int64_t>& shapes, int64_t
                      static_cast<uint32_t>(pixels)};
     const int64_t across = (width + kTile - 1) / kTile;
     const int64_t down = (height + kTile - 1) / kTile;
-    walk.tiles_across[i] = Divisor(static_cast<uint32_t>(std::max<int64_t>(across, 1)));
+    walk.tiles_across[i] = Divisor(static_cast<uint32_t>(across));
     walk.tiles[i] = static_cast<uint32_t>(across * down);
     pixels += height * width;
     tiles += across * down;

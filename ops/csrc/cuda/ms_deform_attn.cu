@@ -25,8 +25,7 @@ namespace {
 Tensor run_forward(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
                    const Tensor* reference_points, const Tensor& sampling_locations,
                    const Tensor& attention_weights) {
-  const Sizes sizes =
-      check_inputs(value, spatial_shapes, sampling_locations, attention_weights);
+  const Sizes sizes = check_inputs(value, spatial_shapes, sampling_locations, attention_weights);
   if (reference_points) check_reference(*reference_points, sampling_locations);
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
   const Tensor v = torch::stable::contiguous(value);
@@ -48,8 +47,8 @@ Tensor run_forward(const Tensor& value, const std::vector<int64_t>& spatial_shap
       constexpr int V = decltype(width)::value;
       const Walk walk = plan(sizes, spatial_shapes, sizeof(T), V);
       const auto run = [&](auto samples) {
-        launch<forward_kernel<T, A, V, decltype(numbers), decltype(samples)>,
-               kForwardThreads>(walk, current_stream(value), values, samples, to);
+        launch<forward_kernel<T, A, V, decltype(numbers), decltype(samples)>, kForwardThreads>(
+            walk, current_stream(value), values, samples, to);
       };
       if (reference_points) {
         run(ProjectedSamples<A>{places, weights, points});
@@ -144,7 +143,7 @@ void sum_integers(const Sizes& sizes, const T* grad_out, const A* given_attentio
   largest_kernel<<<blocks(outputs), kThreads, 0, stream>>>(grad_out, outputs, sizes_of);
   if (given_attention) {
     largest_kernel<<<blocks(samples), kThreads, 0, stream>>>(given_attention, samples,
-                                                                   sizes_of + 1);
+                                                             sizes_of + 1);
   }
   multiply_kernel<<<1, 1, 0, stream>>>(sizes_of, given_attention != nullptr, limit);
   run(IntegerSums<A>{static_cast<unsigned long long*>(sums.mutable_data_ptr()), limit, bits});
@@ -159,8 +158,7 @@ Gradients run_backward(const Tensor& grad_output, const Tensor& value,
                        const std::vector<int64_t>& spatial_shapes, const Tensor* reference_points,
                        const Tensor& sampling_locations, const Tensor& attention_weights,
                        bool deterministic) {
-  const Sizes sizes =
-      check_inputs(value, spatial_shapes, sampling_locations, attention_weights);
+  const Sizes sizes = check_inputs(value, spatial_shapes, sampling_locations, attention_weights);
   if (reference_points) check_reference(*reference_points, sampling_locations);
   check_gradient(grad_output, value, sizes);
   const torch::stable::accelerator::DeviceGuard guard(value.get_device_index());
@@ -200,7 +198,7 @@ Gradients run_backward(const Tensor& grad_output, const Tensor& value,
       const auto run = [&](auto samples) {
         launch<sample_gradients_kernel<T, A, V, decltype(numbers), decltype(samples)>,
                kBackwardThreads>(rows, stream, chained.chains, values, samples, from,
-                                       chained.newest, chained.links, to_locations, to_attention);
+                                 chained.newest, chained.links, to_locations, to_attention);
       };
       if (reference_points) {
         run(ProjectedSamples<A>{places, weights, points});
@@ -208,9 +206,7 @@ Gradients run_backward(const Tensor& grad_output, const Tensor& value,
         run(GivenSamples<A>{places, weights});
       }
     });
-    const auto sum = [&](auto sums) {
-      sum_chains<T, A>(walk, from, chained, sums, stream);
-    };
+    const auto sum = [&](auto sums) { sum_chains<T, A>(walk, from, chained, sums, stream); };
     if (deterministic) {
       const A* given = reference_points ? nullptr : weights;
       sum_integers<T, A>(sizes, from, given, value, grad_value, stream, sum);
