@@ -11,6 +11,7 @@ from .library import BackendStatus, backend, plain
 from .ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 from .reference import ms_deform_attn_reference
 from .weighted_sigmoids import weighted_sigmoids
+from .winograd import winograd_convolution
 
 __all__ = [
     "BackendStatus",
@@ -20,4 +21,5 @@ __all__ = [
     "ms_deform_attn_reference",
     "plain",
     "weighted_sigmoids",
+    "winograd_convolution",
 ]

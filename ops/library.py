@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 
 _PACKAGE = Path(__file__).resolve().parent
-NEWEST = "ms_deform_attn_fused_backward"  # of the operators; a library without it was built before
+NEWEST = "winograd_weight_gradient"  # of the operators; a library without it was built before
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 _REMEDY = (
     "Multi-scale deformable attention runs in plain PyTorch: the same results, many times slower. "

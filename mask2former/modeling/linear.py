@@ -12,13 +12,12 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 
-def made_by_intel(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this machine's processor is Intel's; torch does not tell."""
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Maker and abilities of this machine's processor, as far as known; torch does not tell."""
     try:
-        description = cpuinfo.read_text()
+        return cpuinfo.read_text()
     except OSError:
-        description = platform.processor()
-    return "GenuineIntel" in description
+        return platform.processor()
 
 
 # torch multiplies float32 matrices with MKL, which makes do with AVX2 on AMD's processors. oneDNN
@@ -29,7 +28,7 @@ _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _PREFERRED = (
     _ONEDNN is not None
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    and not made_by_intel()
+    and "GenuineIntel" not in processor()
 )
 if _ONEDNN is not None:
 

@@ -22,6 +22,7 @@ from .criterion import SetCriterion
 from .matcher import HungarianMatcher
 from .postprocessing import instance_inference, panoptic_inference, semantic_inference
 from .row_maps import RowMaps
+from .winograd import use_winograd
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -92,6 +93,7 @@ class MaskFormer(nn.Module):
             )
         self.test_precision = PRECISIONS[test_precision]
         self.test_low_memory = test_low_memory
+        use_winograd(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

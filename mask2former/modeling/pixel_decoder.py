@@ -22,7 +22,6 @@ from ..memory import LARGE_BLOCK_IN_TRAINING
 from .linear import Linear, relu
 from .ms_deform_attn import MSDeformAttn
 from .position_encoding import sine_position_encoding
-from .winograd import Conv3x3
 
 FEEDFORWARD_DIM = 1024  # of the encoder; fixed in the paper and in every published checkpoint
 TOKENS_IN_CACHE = 1024  # with their hidden channels
@@ -160,11 +159,19 @@ class MSDeformAttnPixelDecoder(nn.Module):
         return self.mask_features(pyramid[-1]), pyramid[:NUM_FEATURE_LEVELS]
 
 
-def _fpn_level(in_channels: int, conv_dim: int, norm: str) -> tuple[Conv2d, Conv3x3]:
+def _fpn_level(in_channels: int, conv_dim: int, norm: str) -> tuple[Conv2d, Conv2d]:
     """The lateral 1x1 and the output 3x3 convolution of one FPN level."""
     bias = norm == ""
     adapter = Conv2d(in_channels, conv_dim, 1, bias=bias, norm=get_norm(norm, conv_dim))
-    layer = Conv3x3(conv_dim, bias=bias, norm=get_norm(norm, conv_dim), activation=F.relu_)
+    layer = Conv2d(
+        conv_dim,
+        conv_dim,
+        3,
+        padding=1,
+        bias=bias,
+        norm=get_norm(norm, conv_dim),
+        activation=F.relu_,
+    )
     c2_xavier_fill(adapter)
     c2_xavier_fill(layer)
     return adapter, layer

@@ -12,10 +12,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <vector>
 
-#include "cpu/vectorise.h"
+#include "cpu/vectors.h"
 
 namespace {
 
@@ -26,42 +25,27 @@ using torch::stable::Tensor;
 constexpr int64_t kRows = 6, kVectors = 2;
 constexpr int64_t kPixels = 256;  // whose sigmoids are made at a time
 
-template <int64_t LANES>
-struct Vector {
-#if defined(__GNUC__) || defined(__clang__)
-  typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
-#else
-  struct Lanes {
-    float lane[LANES];
-    MSDA_INLINE friend Lanes operator*(float a, const Lanes& b) {
-      Lanes c;
-      for (int64_t i = 0; i < LANES; ++i) c.lane[i] = a * b.lane[i];
-      return c;
-    }
-    MSDA_INLINE void operator+=(const Lanes& b) {
-      for (int64_t i = 0; i < LANES; ++i) lane[i] += b.lane[i];
-    }
-  };
-#endif
-};
-
 // (kRows, Q) weights, those of a query together, times (Q, kPixels): the first `rows` and `columns`
 // of it, to rows that are out_stride apart.
 template <int64_t LANES>
 MSDA_INLINE void product_tile(const float* weights, const float* sigmoids, int64_t Q, float* out,
                               int64_t out_stride, int64_t rows, int64_t columns) {
-  using Lanes = typename Vector<LANES>::Lanes;
+  using Lanes = typename msda::Vector<LANES>::Lanes;
   Lanes sums[kRows][kVectors] = {};
   for (int64_t q = 0; q < Q; ++q) {
-    const Lanes* pixels = reinterpret_cast<const Lanes*>(sigmoids + q * kPixels);
+    Lanes pixels[kVectors];
+    for (int64_t j = 0; j < kVectors; ++j) {
+      msda::load(sigmoids + q * kPixels + j * LANES, pixels[j]);
+    }
     for (int64_t i = 0; i < kRows; ++i) {
       for (int64_t j = 0; j < kVectors; ++j) sums[i][j] += weights[q * kRows + i] * pixels[j];
     }
   }
   if (rows == kRows && columns == kVectors * LANES) {  // indices that are known: from registers
     for (int64_t i = 0; i < kRows; ++i) {
-      Lanes* to = reinterpret_cast<Lanes*>(out + i * out_stride);
-      for (int64_t j = 0; j < kVectors; ++j) to[j] = sums[i][j];
+      for (int64_t j = 0; j < kVectors; ++j) {
+        msda::store(sums[i][j], out + i * out_stride + j * LANES);
+      }
     }
     return;
   }
@@ -70,43 +54,48 @@ MSDA_INLINE void product_tile(const float* weights, const float* sigmoids, int64
   }
 }
 
-// Pixels of one line, at most kPixels, of all maps.
+// The scores of kPixels pixels of a line at a time.
 struct Task {
   const float* weights;  // as `grouped` makes them
-  int64_t K, Q, count;
-  const float* logits;  // (Q, count), rows logits_stride apart
-  int64_t logits_stride;
-  float* sigmoids;  // room for (Q, kPixels)
-  float* out;       // (K, count), rows out_stride apart
-  int64_t out_stride;
+  int64_t K, Q, W, parts;  // of a line
+  const float* logits;     // (Q, H, W)
+  int64_t logits_map, logits_row;
+  float* out;  // (K, H, W)
+  int64_t out_map, out_row;
+
+  template <int64_t LANES>
+  MSDA_INLINE void run(int64_t begin, int64_t end) const {
+    const msda::Floats sigmoids(Q * kPixels);
+    std::fill_n(sigmoids.get(), Q * kPixels, 0.0f);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t y = i / parts, x = i % parts * kPixels, count = std::min(kPixels, W - x);
+      make_sigmoids(logits + y * logits_row + x, count, sigmoids.get());
+      weigh<LANES>(sigmoids.get(), count, out + y * out_row + x);
+    }
+  }
+
+  MSDA_INLINE void make_sigmoids(const float* line, int64_t count, float* sigmoids) const {
+    for (int64_t q = 0; q < Q; ++q) {
+      const float* MSDA_RESTRICT from = line + q * logits_map;
+      float* MSDA_RESTRICT to = sigmoids + q * kPixels;
+      for (int64_t x = 0; x < count; ++x) {
+        const float e = msda::exp_of_negative(-std::fabs(from[x]));
+        to[x] = (from[x] < 0 ? e : 1.0f) / (1.0f + e);
+      }
+    }
+  }
+
+  template <int64_t LANES>
+  MSDA_INLINE void weigh(const float* sigmoids, int64_t count, float* line) const {
+    constexpr int64_t columns = kVectors * LANES;
+    for (int64_t k = 0; k < K; k += kRows) {
+      for (int64_t x = 0; x < count; x += columns) {
+        product_tile<LANES>(weights + k * Q, sigmoids + x, Q, line + k * out_map + x, out_map,
+                            std::min(kRows, K - k), std::min(columns, count - x));
+      }
+    }
+  }
 };
-
-template <int64_t LANES>
-MSDA_INLINE void weigh(const Task& task) {
-  for (int64_t q = 0; q < task.Q; ++q) {
-    const float* MSDA_RESTRICT from = task.logits + q * task.logits_stride;
-    float* MSDA_RESTRICT to = task.sigmoids + q * kPixels;
-    for (int64_t x = 0; x < task.count; ++x) {
-      const float e = msda::exp_of_negative(-std::fabs(from[x]));
-      to[x] = (from[x] < 0 ? e : 1.0f) / (1.0f + e);
-    }
-  }
-  constexpr int64_t columns = kVectors * LANES;
-  for (int64_t k = 0; k < task.K; k += kRows) {
-    for (int64_t x = 0; x < task.count; x += columns) {
-      product_tile<LANES>(task.weights + k * task.Q, task.sigmoids + x, task.Q,
-                          task.out + k * task.out_stride + x, task.out_stride,
-                          std::min(kRows, task.K - k), std::min(columns, task.count - x));
-    }
-  }
-}
-
-MSDA_NARROW void weigh_pixels(const Task& task) { weigh<8>(task); }
-#ifdef MSDA_WIDE
-MSDA_WIDE void weigh_pixels_wide(const Task& task) { weigh<16>(task); }
-#else
-constexpr auto weigh_pixels_wide = weigh_pixels;
-#endif
 
 // (K, Q) -> groups of kRows classes, the last one filled up with zeros; in them (Q, kRows).
 std::vector<float> grouped(const float* weights, int64_t K, int64_t Q) {
@@ -141,29 +130,19 @@ void weighted_sigmoids(const Tensor& weights, const Tensor& logits, Tensor out) 
   const int64_t K = out.size(0), Q = logits.size(0), H = out.size(1), W = out.size(2);
   const Tensor plain = torch::stable::contiguous(weights);
   const std::vector<float> groups = grouped(plain.const_data_ptr<float>(), K, Q);
-  const float* from = logits.const_data_ptr<float>();
-  float* to = out.mutable_data_ptr<float>();
-  const int64_t from_map = logits.stride(0), from_row = logits.stride(1);
-  const int64_t to_map = out.stride(0), to_row = out.stride(1);
-  const int64_t parts = (W + kPixels - 1) / kPixels;
-  const auto weigh_here = msda::wide_vectors() ? weigh_pixels_wide : weigh_pixels;
-  torch::stable::parallel_for(0, H * parts, 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> sigmoids(new float[Q * kPixels]());
-    Task task;
-    task.weights = groups.data();
-    task.K = K;
-    task.Q = Q;
-    task.logits_stride = from_map;
-    task.sigmoids = sigmoids.get();
-    task.out_stride = to_map;
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t y = i / parts, x = i % parts * kPixels;
-      task.count = std::min(kPixels, W - x);
-      task.logits = from + y * from_row + x;
-      task.out = to + y * to_row + x;
-      weigh_here(task);
-    }
-  });
+  Task task;
+  task.weights = groups.data();
+  task.K = K;
+  task.Q = Q;
+  task.W = W;
+  task.parts = (W + kPixels - 1) / kPixels;
+  task.logits = logits.const_data_ptr<float>();
+  task.logits_map = logits.stride(0);
+  task.logits_row = logits.stride(1);
+  task.out = out.mutable_data_ptr<float>();
+  task.out_map = out.stride(0);
+  task.out_row = out.stride(1);
+  msda::in_parallel(H * task.parts, 1, task);
 }
 
 }  // namespace

@@ -22,24 +22,12 @@
     __GNUC__ >= 12
 #define MSDA_MULTIVERSION \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-// For what is written in vectors of a width, of 8 floats and of 16: the latter is compiled for AVX-512,
-// and may be called if wide_vectors() alone; the former need not be.
-#define MSDA_NARROW __attribute__((target_clones("arch=x86-64-v3", "default")))
-#define MSDA_WIDE __attribute__((target("arch=x86-64-v4")))
+#define MSDA_LEVELS  // of x86-64, of which a function may be compiled for one
 #else
 #define MSDA_MULTIVERSION
-#define MSDA_NARROW
 #endif
 
 namespace msda {
-
-inline bool wide_vectors() {
-#ifdef MSDA_WIDE
-  return __builtin_cpu_supports("x86-64-v4");
-#else
-  return false;
-#endif
-}
 
 // e^x for x <= 0, to 2e-7 of itself (below -87, e^-87).
 MSDA_INLINE float exp_of_negative(float x) {
