@@ -8,6 +8,7 @@ on CPUs.
 """
 
 from .library import BackendStatus, backend, plain
+from .maps import mask_sums, resize_rows, source_rows
 from .ms_deform_attn import ms_deform_attn, ms_deform_attn_fused
 from .reference import ms_deform_attn_reference
 from .weighted_sigmoids import weighted_sigmoids
@@ -16,10 +17,13 @@ from .winograd import winograd_convolution
 __all__ = [
     "BackendStatus",
     "backend",
+    "mask_sums",
     "ms_deform_attn",
     "ms_deform_attn_fused",
     "ms_deform_attn_reference",
     "plain",
+    "resize_rows",
+    "source_rows",
     "weighted_sigmoids",
     "winograd_convolution",
 ]

@@ -17,7 +17,9 @@ CHANNELS = 32  # those of input and output must be multiples of this
 
 
 def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """:func:`torch.nn.functional.conv2d` with a padding of 1, compiled; no double backward.
+    """:func:`torch.nn.functional.conv2d` with a padding of 1, compiled.
+
+    The gradient of the weights has no gradient.
 
     Args:
         x: (B, C, H, W) in float32 or, without gradients, bfloat16, on the CPU; fastest with
@@ -50,12 +52,17 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     of_x, of_weight, of_bias, _ = ctx.needs_input_grad
     op = torch.ops.mask2former
+    ends = (grad, x) if ctx.transposed else (x, grad)  # of what the weights lead from and to
     return (
-        op.winograd_convolution(grad, weight, None, True) if of_x else None,
-        op.winograd_weight_gradient(x, grad).permute(3, 2, 0, 1) if of_weight else None,
+        op.winograd_convolution(grad, weight, None, not ctx.transposed) if of_x else None,
+        op.winograd_weight_gradient(*ends).permute(3, 2, 0, 1) if of_weight else None,
         grad.sum((0, 1, 2)) if of_bias else None,
         None,
     )
+
+
+def _double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("the weights of winograd_convolution have no second derivative")
 
 
 def _flops(x_shape: tuple, weight_shape: tuple, *args: Any, **kwargs: Any) -> int:
@@ -69,4 +76,5 @@ if backend("cpu").name == "compiled":
     torch.library.register_autograd(
         "mask2former::winograd_convolution", _backward, setup_context=_save
     )
+    torch.library.register_autograd("mask2former::winograd_weight_gradient", _double_backward)
     register_flop_formula(torch.ops.mask2former.winograd_convolution)(_flops)

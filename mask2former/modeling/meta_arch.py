@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..memory import MOST_FREE, hand_back_memory
+from .conv3x3 import use_winograd
 from .criterion import SetCriterion
 from .matcher import HungarianMatcher
 from .postprocessing import instance_inference, panoptic_inference, semantic_inference
 from .row_maps import RowMaps
-from .winograd import use_winograd
 
 PRECISIONS = {
     "float32": torch.float32,

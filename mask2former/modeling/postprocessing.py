@@ -5,7 +5,6 @@ Pure functions on tensors. Shapes: Q queries, K classes, (h, w) the mask logits,
 only those that count are ever resized, and these only some rows at a time.
 """
 
-import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from mask2former_ops import weighted_sigmoids
+from mask2former_ops import mask_sums, weighted_sigmoids
 
 from .row_maps import RowMaps
 
@@ -187,10 +186,9 @@ def instance_inference(
     masks = torch.empty(len(classes), *logits.size, dtype=torch.bool, device=logits.device)
     areas, sums = 0, 0
     for rows, band in logits.bands():
-        inside = band > 0
+        inside, area, probabilities = mask_sums(band)
         masks[:, rows] = inside[mask_of_instance]
-        areas = areas + area(inside)
-        sums = sums + torch.threshold(band, 0, -math.inf).sigmoid_().flatten(1).sum(1)
+        areas, sums = areas + area, sums + probabilities
 
     result = Instances(logits.size)
     result.pred_masks = masks
@@ -198,11 +196,6 @@ def instance_inference(
     result.scores = scores * (sums / (areas + 1e-6))[mask_of_instance]
     result.pred_classes = classes
     return result[result.scores >= score_threshold] if score_threshold else result
-
-
-def area(masks: Tensor) -> Tensor:
-    """Pixels in each mask, (n, H, W) bool -> (n,) int64."""
-    return masks.flatten(1).view(torch.uint8).sum(1, dtype=torch.int32).long()
 
 
 def boxes_of_masks(masks: Tensor) -> Tensor:

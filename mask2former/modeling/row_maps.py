@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from mask2former_ops import resize_rows, source_rows
 
 # Elements of a band. On a CPU it stays in the cache; on a GPU it is large enough to be busy with.
 BAND_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
@@ -66,21 +67,11 @@ class RowMaps:
         """Maps of another (height, width)."""
         if size == self.size:
             return self
-        height, width = size
-        scale = self.size[0] / height
 
         def rows(start: int, stop: int) -> Tensor:
-            # Row y lies at (y + 0.5) * scale - 0.5 of the source, between the rows low and high.
-            # In double precision: the host and the device agree on the rows that are needed.
-            first = int(max((start + 0.5) * scale - 0.5, 0))
-            last = min(int(max((stop - 0.5) * scale - 0.5, 0)) + 1, self.size[0] - 1)
-            band = self.rows(first, last + 1)
-            band = resize_rows(band, width)
-            y = torch.arange(start, stop, device=self.device, dtype=torch.float64)
-            y = ((y + 0.5) * scale - 0.5).clamp(0, self.size[0] - 1)
-            source = torch.arange(first, last + 1, device=self.device)
-            weights = (1 - (y[:, None] - source).abs()).clamp(min=0)
-            return weights.to(band.dtype) @ band
+            first, last = source_rows(self.size[0], (start, stop), size[0])
+            band = self.rows(first, last)
+            return resize_rows(band, first, self.size[0], (start, stop), size)
 
         return RowMaps(rows, self.count, size, self.device)
 
@@ -109,14 +100,3 @@ class RowMaps:
         step = max(LEAST_ROWS, elements // max(1, self.count * width))
         for start in range(0, height, step):
             yield start, min(start + step, height)
-
-
-def resize_rows(maps: Tensor, width: int) -> Tensor:
-    """(n, rows, w) -> (n, rows, width), each row by itself."""
-    if maps.device.type == "cpu":
-        rows = maps.flatten(0, 1)[:, None]
-        rows = F.interpolate(rows, size=width, mode="linear", align_corners=False)
-        return rows.view(*maps.shape[:2], width)
-    # There "linear" is a hundred times slower: a thread goes through all rows.
-    size = (maps.shape[1], width)
-    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]

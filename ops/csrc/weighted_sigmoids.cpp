@@ -12,8 +12,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
+#include "cpu/product.h"
 #include "cpu/vectors.h"
 
 namespace {
@@ -21,42 +21,16 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// A tile of the product has kRows classes and kVectors * LANES pixels: twelve registers of sums.
-constexpr int64_t kRows = 6, kVectors = 2;
-constexpr int64_t kPixels = 256;  // whose sigmoids are made at a time
+using msda::kPanel;
 
-// (kRows, Q) weights, those of a query together, times (Q, kPixels): the first `rows` and `columns`
-// of it, to rows that are out_stride apart.
-template <int64_t LANES>
-MSDA_INLINE void product_tile(const float* weights, const float* sigmoids, int64_t Q, float* out,
-                              int64_t out_stride, int64_t rows, int64_t columns) {
-  using Lanes = typename msda::Vector<LANES>::Lanes;
-  Lanes sums[kRows][kVectors] = {};
-  for (int64_t q = 0; q < Q; ++q) {
-    Lanes pixels[kVectors];
-    for (int64_t j = 0; j < kVectors; ++j) {
-      msda::load(sigmoids + q * kPixels + j * LANES, pixels[j]);
-    }
-    for (int64_t i = 0; i < kRows; ++i) {
-      for (int64_t j = 0; j < kVectors; ++j) sums[i][j] += weights[q * kRows + i] * pixels[j];
-    }
-  }
-  if (rows == kRows && columns == kVectors * LANES) {  // indices that are known: from registers
-    for (int64_t i = 0; i < kRows; ++i) {
-      for (int64_t j = 0; j < kVectors; ++j) {
-        msda::store(sums[i][j], out + i * out_stride + j * LANES);
-      }
-    }
-    return;
-  }
-  for (int64_t i = 0; i < rows; ++i) {
-    std::memcpy(out + i * out_stride, sums[i], columns * sizeof(float));
-  }
-}
+constexpr int64_t kPixels = 256;  // whose sigmoids are made at a time
+// From one query's to the next one's: no power of two, or they would compete for the same place in the
+// cache.
+constexpr int64_t kApart = kPixels + 16;
 
 // The scores of kPixels pixels of a line at a time.
 struct Task {
-  const float* weights;  // as `grouped` makes them
+  const float* weights;    // (K, Q)
   int64_t K, Q, W, parts;  // of a line
   const float* logits;     // (Q, H, W)
   int64_t logits_map, logits_row;
@@ -65,19 +39,19 @@ struct Task {
 
   template <int64_t LANES>
   MSDA_INLINE void run(int64_t begin, int64_t end) const {
-    const msda::Floats sigmoids(Q * kPixels);
-    std::fill_n(sigmoids.get(), Q * kPixels, 0.0f);
+    const msda::Floats sigmoids(Q * kApart), last(K * kPanel);
+    std::fill_n(sigmoids.get(), Q * kApart, 0.0f);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t y = i / parts, x = i % parts * kPixels, count = std::min(kPixels, W - x);
       make_sigmoids(logits + y * logits_row + x, count, sigmoids.get());
-      weigh<LANES>(sigmoids.get(), count, out + y * out_row + x);
+      weigh<LANES>(sigmoids.get(), count, out + y * out_row + x, last.get());
     }
   }
 
   MSDA_INLINE void make_sigmoids(const float* line, int64_t count, float* sigmoids) const {
     for (int64_t q = 0; q < Q; ++q) {
       const float* MSDA_RESTRICT from = line + q * logits_map;
-      float* MSDA_RESTRICT to = sigmoids + q * kPixels;
+      float* MSDA_RESTRICT to = sigmoids + q * kApart;
       for (int64_t x = 0; x < count; ++x) {
         const float e = msda::exp_of_negative(-std::fabs(from[x]));
         to[x] = (from[x] < 0 ? e : 1.0f) / (1.0f + e);
@@ -85,28 +59,25 @@ struct Task {
     }
   }
 
+  // last: room for the pixels that do not fill a panel.
   template <int64_t LANES>
-  MSDA_INLINE void weigh(const float* sigmoids, int64_t count, float* line) const {
-    constexpr int64_t columns = kVectors * LANES;
-    for (int64_t k = 0; k < K; k += kRows) {
-      for (int64_t x = 0; x < count; x += columns) {
-        product_tile<LANES>(weights + k * Q, sigmoids + x, Q, line + k * out_map + x, out_map,
-                            std::min(kRows, K - k), std::min(columns, count - x));
-      }
+  MSDA_INLINE void weigh(const float* sigmoids, int64_t count, float* line, float* last) const {
+    msda::Factors factors{weights, Q, 1, sigmoids, kApart, Q, line, out_map, false};
+    for (; count >= kPanel; count -= kPanel) {
+      msda::multiply<LANES>(factors, K);
+      factors.b += kPanel;
+      factors.out += kPanel;
+    }
+    if (count == 0) return;
+    float* rest = factors.out;
+    factors.out = last;
+    factors.out_row = kPanel;
+    msda::multiply<LANES>(factors, K);
+    for (int64_t k = 0; k < K; ++k) {
+      std::memcpy(rest + k * out_map, last + k * kPanel, count * sizeof(float));
     }
   }
 };
-
-// (K, Q) -> groups of kRows classes, the last one filled up with zeros; in them (Q, kRows).
-std::vector<float> grouped(const float* weights, int64_t K, int64_t Q) {
-  std::vector<float> groups((K + kRows - 1) / kRows * kRows * Q);
-  for (int64_t k = 0; k < K; ++k) {
-    for (int64_t q = 0; q < Q; ++q) {
-      groups[(k / kRows * Q + q) * kRows + k % kRows] = weights[k * Q + q];
-    }
-  }
-  return groups;
-}
 
 void check(const Tensor& weights, const Tensor& logits, const Tensor& out) {
   for (const Tensor* tensor : {&weights, &logits, &out}) {
@@ -129,9 +100,8 @@ void weighted_sigmoids(const Tensor& weights, const Tensor& logits, Tensor out) 
   check(weights, logits, out);
   const int64_t K = out.size(0), Q = logits.size(0), H = out.size(1), W = out.size(2);
   const Tensor plain = torch::stable::contiguous(weights);
-  const std::vector<float> groups = grouped(plain.const_data_ptr<float>(), K, Q);
   Task task;
-  task.weights = groups.data();
+  task.weights = plain.const_data_ptr<float>();
   task.K = K;
   task.Q = Q;
   task.W = W;

@@ -20,6 +20,8 @@
 
 namespace {
 
+using msda::kPanel;
+using msda::multiply;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using namespace msda::winograd;

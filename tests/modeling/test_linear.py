@@ -8,7 +8,7 @@ from mask2former.modeling.linear import (
     Linear,
     batched_product,
     linear,
-    made_by_intel,
+    processor,
     relu,
 )
 
@@ -75,13 +75,10 @@ def test_operations_are_counted(library):
     assert ("linear_pointwise" in str(counter.get_flop_counts())) == (library == "oneDNN")
 
 
-@pytest.mark.parametrize(
-    "maker, expected", [("GenuineIntel", True), ("AuthenticAMD", False), ("", False)]
-)
-def test_the_maker_of_a_processor(maker, expected, tmp_path, monkeypatch):
+def test_the_maker_of_a_processor(tmp_path, monkeypatch):
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {maker}\n")
-    assert made_by_intel(cpuinfo) == expected
+    cpuinfo.write_text("processor\t: 0\nvendor_id\t: GenuineIntel\n")
+    assert "GenuineIntel" in processor(cpuinfo)
     # Where there is no such file, as on Windows.
-    monkeypatch.setattr("platform.processor", lambda: f"Family 6 Model 142, {maker}")
-    assert made_by_intel(tmp_path / "missing") == expected
+    monkeypatch.setattr("platform.processor", lambda: "Family 6 Model 142, GenuineIntel")
+    assert "GenuineIntel" in processor(tmp_path / "missing")
