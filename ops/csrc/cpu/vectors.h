@@ -80,8 +80,8 @@ class Floats {
 };
 
 template <typename Task>
-void run_narrow(const Task& task, int64_t begin, int64_t end) {
-  task.template run<8>(begin, end);
+void run_anywhere(const Task& task, int64_t begin, int64_t end) {
+  task.template run<4>(begin, end);
 }
 #ifdef MSDA_LEVELS
 template <typename Task>
@@ -99,7 +99,7 @@ __attribute__((target("arch=x86-64-v4"))) void run_avx512(const Task& task, int6
 // wide as this processor's vectors. Its parts are all to be inline.
 template <typename Task>
 void in_parallel(int64_t count, int64_t grain, const Task& task) {
-  auto run = run_narrow<Task>;
+  auto run = run_anywhere<Task>;
 #ifdef MSDA_LEVELS
   if (__builtin_cpu_supports("x86-64-v3")) run = run_avx2<Task>;
   if (__builtin_cpu_supports("x86-64-v4")) run = run_avx512<Task>;
