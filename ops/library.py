@@ -12,10 +12,11 @@ from typing import Literal, NamedTuple
 import torch
 
 _PACKAGE = Path(__file__).resolve().parent
-NEWEST = "winograd_weight_gradient"  # of the operators; a library without it was built before
+NEWEST = "vector_lanes"  # of the operators; a library without it was built before
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 _REMEDY = (
-    "Multi-scale deformable attention runs in plain PyTorch: the same results, many times slower. "
+    "Multi-scale deformable attention runs in plain PyTorch: the same results, many times slower; "
+    "on CPUs, convolutions and post-processing are slower too. "
     "To compile it, install a C++17 compiler (for CUDA also the CUDA toolkit of PyTorch's version) "
     "and reinstall with `pip install --no-build-isolation --force-reinstall --no-deps mask2former` "
     "(in a checkout: `pip install --no-build-isolation -e .`). "
@@ -60,6 +61,13 @@ def backend(device_type: str) -> BackendStatus:
     """The implementation in use for ``device_type``, as in ``tensor.device.type``."""
     unknown = BackendStatus("pytorch", None, f"there is no compiled operator for {device_type!r}")
     return _BACKENDS.get(device_type, unknown)
+
+
+def vector_lanes(most: int = 16) -> int:
+    """Floats in the vectors that operators on the CPU use, from now on at most ``most`` (4, 8, 16)
+    if they have a choice; 0 if they are not compiled."""
+    compiled = backend("cpu").name == "compiled"
+    return torch.ops.mask2former.vector_lanes(most) if compiled else 0
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def mask_sums(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return torch.ops.mask2former.mask_sums(logits)
     inside = logits > 0
     areas = inside.flatten(1).view(torch.uint8).sum(1, dtype=torch.int32).long()
-    return inside, areas, torch.threshold(logits, 0, -math.inf).sigmoid_().flatten(1).sum(1)
+    return inside, areas, logits.where(inside, -math.inf).sigmoid_().flatten(1).sum(1)
 
 
 def _compiled_for(maps: Tensor) -> bool:

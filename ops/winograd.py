@@ -19,7 +19,8 @@ CHANNELS = 32  # those of input and output must be multiples of this
 def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """:func:`torch.nn.functional.conv2d` with a padding of 1, compiled.
 
-    The gradient of the weights has no gradient.
+    A number that is not finite spreads to all of the 4x4 outputs that are computed together. The
+    gradient of the weights has no gradient.
 
     Args:
         x: (B, C, H, W) in float32 or, without gradients, bfloat16, on the CPU; fastest with
@@ -65,6 +66,10 @@ def _double_backward(ctx: Any, *grads: Tensor) -> None:
     raise NotImplementedError("the weights of winograd_convolution have no second derivative")
 
 
+def _gradient_flops(x_shape: tuple, grad_shape: tuple, *args: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(x_shape) * 9 * grad_shape[3]
+
+
 def _flops(x_shape: tuple, weight_shape: tuple, *args: Any, **kwargs: Any) -> int:
     """Those of the convolution that it replaces."""
     return 2 * math.prod(x_shape[:3]) * math.prod(weight_shape)
@@ -78,3 +83,4 @@ if backend("cpu").name == "compiled":
     )
     torch.library.register_autograd("mask2former::winograd_weight_gradient", _double_backward)
     register_flop_formula(torch.ops.mask2former.winograd_convolution)(_flops)
+    register_flop_formula(torch.ops.mask2former.winograd_weight_gradient)(_gradient_flops)

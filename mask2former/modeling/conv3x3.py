@@ -5,13 +5,13 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from mask2former_ops import winograd_convolution
-from mask2former_ops.library import use_compiled
+from mask2former_ops.library import use_compiled, vector_lanes
 from mask2former_ops.winograd import CHANNELS
 
 from .linear import processor
 
 FEWEST_PIXELS = 256  # of all pictures; torch's own convolution is as fast with fewer
-_MEASURED = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+_WIDE_VECTORS = vector_lanes() >= 8
 _FAST_BFLOAT16 = "amx_bf16" in processor()  # in torch's own convolution
 
 
@@ -19,9 +19,7 @@ class Conv3x3(Conv2d):
     """Detectron2's convolution, 3x3 with a padding of 1; by Winograd where that is faster."""
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = x.dtype
-        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
+        dtype = _computed_in(x, self.weight)
         if not is_faster(x, dtype):
             return super().forward(x)
         x = winograd_convolution(x.to(dtype), self.weight.to(dtype), self.bias)
@@ -32,7 +30,8 @@ class Conv3x3(Conv2d):
 def use_winograd(module: nn.Module) -> None:
     """Make every convolution of Detectron2 in it that can be a :class:`Conv3x3`, in place.
 
-    Its parameters, their names, and its hooks stay.
+    Its parameters, their names, and its hooks stay. Unlike Detectron2's, it has no forward-mode
+    gradients, and ``torch.jit.script`` does not take it; ``torch.jit.trace`` and exports do.
     """
     for conv in module.modules():
         if type(conv) is Conv2d and (
@@ -43,16 +42,25 @@ def use_winograd(module: nn.Module) -> None:
             conv.__class__ = Conv3x3
 
 
-def is_faster(x: Tensor, dtype: torch.dtype) -> bool:
+def _computed_in(x: Tensor, weight: Tensor) -> torch.dtype | None:
+    """By torch's own convolution; None if it refuses, or decides otherwise."""
+    single = (torch.float32, torch.bfloat16)
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        known = x.dtype in single and weight.dtype in single
+        return torch.get_autocast_dtype("cpu") if known else None
+    return x.dtype if x.dtype == weight.dtype else None
+
+
+def is_faster(x: Tensor, dtype: torch.dtype | None) -> bool:
     """Whether :func:`winograd_convolution` of x, (B, C, H, W), in ``dtype`` is, and can be used."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
     in_bfloat16 = not _FAST_BFLOAT16 and not torch.is_grad_enabled()
     return (
         x.device.type == "cpu"
-        and _MEASURED
+        and _WIDE_VECTORS
+        and (dtype == torch.float32 or (dtype == torch.bfloat16 and in_bfloat16))
         and x.dim() == 4
         and len(x) * x.shape[2] * x.shape[3] >= FEWEST_PIXELS
-        and (dtype == torch.float32 or (dtype == torch.bfloat16 and in_bfloat16))
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
         and use_compiled("cpu")
     )

@@ -2,6 +2,7 @@
 
 import math
 import platform
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 
+@lru_cache
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Maker and abilities of this machine's processor, as far as known; torch does not tell."""
     try:

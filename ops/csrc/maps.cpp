@@ -6,7 +6,6 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <tuple>
 #include <vector>
@@ -128,9 +127,12 @@ void check_maps(const char* name, const Tensor& maps) {
 Tensor resize_rows(const Tensor& maps, int64_t first, int64_t source_height, int64_t start,
                    int64_t stop, int64_t height, int64_t width) {
   check_maps("resize_rows", maps);
-  STD_TORCH_CHECK(0 <= start && start < stop && stop <= height && width > 0 && maps.size(2) > 0,
-                  "resize_rows: there are no rows ", start, " to ", stop, " of ", height, ", or ",
-                  msda::shape_of(maps), " or the width ", width, " is empty");
+  STD_TORCH_CHECK(0 <= first && 0 <= start && start < stop && stop <= height,
+                  "resize_rows: there are no rows ", start, " to ", stop, " of ", height,
+                  ", or no row ", first);
+  STD_TORCH_CHECK(source_height > 0 && width > 0 && maps.size(2) > 0, "resize_rows: maps ",
+                  msda::shape_of(maps), " of the height ", source_height, " or the width ", width,
+                  " are empty");
   const Places down(source_height, height, start, stop, first);
   const Places across(maps.size(2), width, 0, width, 0);
   STD_TORCH_CHECK(down.low.front() >= 0 && down.high.back() < maps.size(1),

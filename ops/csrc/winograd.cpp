@@ -26,11 +26,12 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using namespace msda::winograd;
 
-// Transformed filters at a time, 10 MB: all those of 256 channels, in and out, and in the last cache.
+// Transformed filters at a time, 10 MB: all those of 256 channels, in and out; the last-level cache has
+// room for them.
 constexpr int64_t kMostFilters = 10 << 18;
 constexpr int64_t kTilesInCache = 28;      // with all channels in, and those of a panel out
 constexpr int64_t kTilesOfGradient = 128;  // at least, at a time: the filters are added to each time
-constexpr int64_t kGrain = 7;              // fewer tiles are not worth another thread
+constexpr int64_t kGrain = 7;              // tiles for each of the threads, if it is to be taken
 
 int64_t panels_at_a_time(int64_t C, int64_t K) {
   return std::min(K / kPanel, std::max<int64_t>(1, kMostFilters / (kElements * C * kPanel)));
@@ -122,7 +123,7 @@ struct Gradient {
   Maps maps;
   int64_t C, K, channels;
   const float *x, *grad_output, *zeros;
-  Elements patches, slopes;  // both transformed: (tiles, C), (tiles, channels)
+  Elements patches, grad_tiles;  // both transformed: (tiles, C), (tiles, channels)
   Elements filters;          // (C, channels)
   float* out;                // (3, 3, C, K), its first channel
 };
@@ -137,7 +138,7 @@ struct TransformBoth {
     transform_tiles<LANES, TransposedB>(g.x, g.maps, g.C, g.C, first + begin, end - begin, g.zeros,
                                         g.patches, begin);
     transform_tiles<LANES, A>(g.grad_output, g.maps, g.channels, g.K, first + begin, end - begin,
-                              g.zeros, g.slopes, begin);
+                              g.zeros, g.grad_tiles, begin);
   }
 };
 
@@ -151,7 +152,7 @@ struct AddProducts {
     const int64_t panels = g.channels / kPanel;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t element = i / panels, k = i % panels * kPanel;
-      multiply<LANES>({g.patches[element], 1, g.C, g.slopes[element] + k, g.channels, count,
+      multiply<LANES>({g.patches[element], 1, g.C, g.grad_tiles[element] + k, g.channels, count,
                        g.filters[element] + k, g.channels, true},
                       g.C);
     }
@@ -182,11 +183,11 @@ struct FinishFilters {
 
 // ---- Operators ----------------------------------------------------------------------------------
 
-void check_maps(const char* name, const Tensor& maps) {
-  STD_TORCH_CHECK(maps.dim() == 4 && maps.size(3) % kPanel == 0 && maps.size(3) > 0,
-                  "winograd_convolution: ", name, " has shape ", msda::shape_of(maps),
+void check_maps(const char* op, const char* name, const Tensor& maps) {
+  STD_TORCH_CHECK(maps.dim() == 4 && maps.size(3) % kPanel == 0 && maps.size(3) > 0, op, ": ",
+                  name, " has shape ", msda::shape_of(maps),
                   ", expected (B, H, W, channels), channels a multiple of ", kPanel);
-  STD_TORCH_CHECK(maps.is_cpu(), "winograd_convolution: ", name, " must be on the CPU");
+  STD_TORCH_CHECK(maps.is_cpu(), op, ": ", name, " must be on the CPU");
 }
 
 template <typename T>
@@ -219,7 +220,7 @@ void convolve(const Tensor& x, const Tensor& weight, const float* bias, bool tra
 // are turned by 180 degrees; bias: (K). Returns (B, H, W, K).
 Tensor winograd_convolution(const Tensor& x, const Tensor& weight,
                             const std::optional<Tensor>& bias, bool transposed) {
-  check_maps("x", x);
+  check_maps("winograd_convolution", "x", x);
   const ScalarType type = x.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16,
                   "winograd_convolution: x must be float32 or bfloat16");
@@ -251,8 +252,8 @@ Tensor winograd_convolution(const Tensor& x, const Tensor& weight,
 
 // x: (B, H, W, C); grad_output: (B, H, W, K). Returns (3, 3, C, K).
 Tensor winograd_weight_gradient(const Tensor& x, const Tensor& grad_output) {
-  check_maps("x", x);
-  check_maps("grad_output", grad_output);
+  check_maps("winograd_weight_gradient", "x", x);
+  check_maps("winograd_weight_gradient", "grad_output", grad_output);
   const Maps maps{x.size(0), x.size(1), x.size(2)};
   const int64_t C = x.size(3), K = grad_output.size(3);
   STD_TORCH_CHECK(grad_output.size(0) == maps.B && grad_output.size(1) == maps.H &&
@@ -260,14 +261,15 @@ Tensor winograd_weight_gradient(const Tensor& x, const Tensor& grad_output) {
                       grad_output.scalar_type() == ScalarType::Float,
                   "winograd_weight_gradient: x ", msda::shape_of(x), " and grad_output ",
                   msda::shape_of(grad_output), " must be float32 and of the same pictures");
-  const Tensor from = torch::stable::contiguous(x), slope = torch::stable::contiguous(grad_output);
+  const Tensor from = torch::stable::contiguous(x);
+  const Tensor slope = torch::stable::contiguous(grad_output);
   Tensor out = torch::stable::new_empty(from, {3, 3, C, K});
   const int64_t channels = panels_at_a_time(C, K) * kPanel;
   const int64_t tiles = std::min(
       maps.tiles(), std::max(kTilesOfGradient, kMostFilters / (kElements * (C + channels))));
   const std::vector<float> zeros(std::max(C, K));
   const msda::Floats patches(Elements::floats(tiles * C));
-  const msda::Floats slopes(Elements::floats(tiles * channels));
+  const msda::Floats grad_tiles(Elements::floats(tiles * channels));
   const msda::Floats filters(Elements::floats(C * channels));
   Gradient g{maps, C, K};
   g.x = from.const_data_ptr<float>();
@@ -277,7 +279,7 @@ Tensor winograd_weight_gradient(const Tensor& x, const Tensor& grad_output) {
     g.channels = std::min(channels, K - channel);
     g.grad_output = slope.const_data_ptr<float>() + channel;
     g.out = out.mutable_data_ptr<float>() + channel;
-    g.slopes = {slopes.get(), tiles * g.channels};
+    g.grad_tiles = {grad_tiles.get(), tiles * g.channels};
     g.filters = {filters.get(), C * g.channels};
     std::fill_n(g.filters.data, Elements::floats(g.filters.size), 0.0f);
     for (int64_t first = 0; first < maps.tiles(); first += tiles) {

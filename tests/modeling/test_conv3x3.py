@@ -31,7 +31,7 @@ def count(monkeypatch):
         return winograd_convolution(*arguments)
 
     monkeypatch.setattr(conv3x3, "winograd_convolution", counted)
-    monkeypatch.setattr(conv3x3, "_MEASURED", True)
+    monkeypatch.setattr(conv3x3, "_WIDE_VECTORS", True)
     monkeypatch.setattr(conv3x3, "_FAST_BFLOAT16", False)
     return calls
 
@@ -88,10 +88,20 @@ def test_elsewhere_it_is_torchs_convolution(count, monkeypatch):
         assert conv(x).dtype == torch.float16
     monkeypatch.setattr(conv3x3, "_FAST_BFLOAT16", True)
     layer().bfloat16()(x.bfloat16())
-    monkeypatch.setattr(conv3x3, "_MEASURED", False)
+    monkeypatch.setattr(conv3x3, "_WIDE_VECTORS", False)
     conv(x)
-    with pytest.raises(RuntimeError):
-        conv(x.bfloat16())  # as torch's own
+    assert not count
+
+
+@compiled
+@torch.no_grad()
+def test_types_are_those_of_torchs_convolution(count):
+    conv, x = layer(), torch.randn(1, 32, *SIZE)
+    for one, other in ((conv, x.bfloat16()), (layer().double(), x), (layer().bfloat16(), x)):
+        with pytest.raises(RuntimeError):
+            one(other)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer().double()(x.double()).dtype == torch.float64
     assert not count
 
 

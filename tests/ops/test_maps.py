@@ -1,6 +1,7 @@
 """The operators on rows of maps, against PyTorch's own in float64."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from mask2former_ops import backend, mask_sums, plain, resize_rows, source_rows
 
+pytestmark = pytest.mark.usefixtures("lanes")
 compiled = pytest.mark.skipif(backend("cpu").name != "compiled", reason="there is no compiled op")
 
 
@@ -68,9 +70,11 @@ def test_sums_over_masks(width):
 
 def test_sums_of_the_whole_range_of_float32():
     logits = torch.tensor([-torch.inf, -1e30, 1e-30, 0, 20, 90, 1e30, torch.inf, torch.nan])
-    inside, areas, sums = mask_sums(logits[None, None])
-    assert inside[0, 0].tolist() == [False, False, True, False, True, True, True, True, False]
-    assert areas.item() == 5 and sums.item() == pytest.approx(4.5)
+    for where in (nullcontext(), plain()):
+        with where:
+            inside, areas, sums = mask_sums(logits[None, None])
+        assert inside[0, 0].tolist() == [False, False, True, False, True, True, True, True, False]
+        assert areas.item() == 5 and sums.item() == pytest.approx(4.5)
 
 
 def test_other_types_and_gradients_take_pytorch():
@@ -93,7 +97,9 @@ def test_other_types_and_gradients_take_pytorch():
         (torch.randn(2, 3, 4).mT, (0, 4, 0, 3, 6, 8), "adjacent"),
         (torch.randn(2, 3, 4), (0, 3, 4, 4, 6, 8), "no rows 4 to 4 of 6"),
         (torch.randn(2, 3, 4), (0, 3, 0, 7, 6, 8), "no rows 0 to 7 of 6"),
-        (torch.randn(2, 3, 0), (0, 3, 0, 3, 6, 8), "is empty"),
+        (torch.randn(2, 3, 0), (0, 3, 0, 3, 6, 8), "are empty"),
+        (torch.randn(2, 3, 4), (0, 0, 0, 3, 6, 8), "are empty"),
+        (torch.randn(2, 3, 4), (-1, 3, 0, 3, 6, 8), "no row -1"),
         (torch.randn(2, 2, 4), (0, 3, 0, 6, 6, 8), "lack rows for 0 to 6 of 6"),
         (torch.randn(2, 2, 4), (1, 3, 0, 6, 6, 8), "lack rows for 0 to 6 of 6"),
     ],

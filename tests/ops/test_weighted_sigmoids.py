@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former_ops import backend, plain, weighted_sigmoids
 
+pytestmark = pytest.mark.usefixtures("lanes")
 compiled = pytest.mark.skipif(backend("cpu").name != "compiled", reason="there is no compiled op")
 
 

@@ -16,13 +16,15 @@
 #define MSDA_RESTRICT
 #endif
 
-// One library for every x86-64: the loader picks the version that suits the processor. This takes
+// One library for every x86-64: the version that suits the processor is picked when it runs. This takes
 // GCC's indirect functions and glibc; elsewhere the instruction set is the one in CXXFLAGS.
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && defined(__GNUC__) && \
     __GNUC__ >= 12
 #define MSDA_MULTIVERSION \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#ifndef __AVX__       // CXXFLAGS that ask for a processor's instructions get them
 #define MSDA_LEVELS  // of x86-64, of which a function may be compiled for one
+#endif
 #else
 #define MSDA_MULTIVERSION
 #endif

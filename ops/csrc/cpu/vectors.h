@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -17,7 +18,7 @@ namespace msda {
 template <int64_t LANES>
 struct Vector {
 #if defined(__GNUC__) || defined(__clang__)
-  typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+  typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
 #else
   struct Lanes {
     float lane[LANES];
@@ -79,13 +80,28 @@ class Floats {
   std::unique_ptr<float[], Free> data_;
 };
 
+// ---- Tasks: task.run<LANES>(begin, end) does a part of them --------------------------------------
+//
+// All that it calls has to be inline: a function is compiled for the instructions of what it is in.
+
+inline std::atomic<int64_t> most_lanes{16};  // tests want fewer
+
+#if defined(__AVX512F__)
+constexpr int64_t kLanesAnywhere = 16;
+#elif defined(__AVX__)
+constexpr int64_t kLanesAnywhere = 8;
+#else
+constexpr int64_t kLanesAnywhere = 4;  // of SSE2 and NEON
+#endif
+
 template <typename Task>
 void run_anywhere(const Task& task, int64_t begin, int64_t end) {
-  task.template run<4>(begin, end);
+  task.template run<kLanesAnywhere>(begin, end);
 }
 #ifdef MSDA_LEVELS
 template <typename Task>
-__attribute__((target("arch=x86-64-v3"))) void run_avx2(const Task& task, int64_t begin, int64_t end) {
+__attribute__((target("arch=x86-64-v3"))) void run_avx2(const Task& task, int64_t begin,
+                                                        int64_t end) {
   task.template run<8>(begin, end);
 }
 template <typename Task>
@@ -95,14 +111,22 @@ __attribute__((target("arch=x86-64-v4"))) void run_avx512(const Task& task, int6
 }
 #endif
 
-// task.run<LANES>(begin, end) of parts of [0, count), no smaller than `grain`, by torch's threads, as
-// wide as this processor's vectors. Its parts are all to be inline.
+// How many there are in the vectors that tasks are run with.
+inline int64_t lanes() {
+#ifdef MSDA_LEVELS
+  if (most_lanes >= 16 && __builtin_cpu_supports("x86-64-v4")) return 16;
+  if (most_lanes >= 8 && __builtin_cpu_supports("x86-64-v3")) return 8;
+#endif
+  return kLanesAnywhere;
+}
+
+// [0, count) of a task by torch's threads, at most one for each `grain`.
 template <typename Task>
 void in_parallel(int64_t count, int64_t grain, const Task& task) {
   auto run = run_anywhere<Task>;
 #ifdef MSDA_LEVELS
-  if (__builtin_cpu_supports("x86-64-v3")) run = run_avx2<Task>;
-  if (__builtin_cpu_supports("x86-64-v4")) run = run_avx512<Task>;
+  if (lanes() == 8) run = run_avx2<Task>;
+  if (lanes() == 16) run = run_avx512<Task>;
 #endif
   torch::stable::parallel_for(
       0, count, grain, [&](int64_t begin, int64_t end) { run(task, begin, end); });

@@ -141,9 +141,11 @@ MSDA_INLINE void transform_tiles(const T* x, const Maps& maps, int64_t channels,
     const Place place(maps, first + t);
     const T* pixels[M::from * M::from];
     for (int64_t i = 0; i < M::from * M::from; ++i) {
-      const int64_t y = place.top - border + i / M::from, x_ = place.left - border + i % M::from;
-      const bool inside = 0 <= y && y < maps.H && 0 <= x_ && x_ < maps.W;
-      pixels[i] = inside ? x + ((place.picture * maps.H + y) * maps.W + x_) * pixel : zeros;
+      const int64_t line = place.top - border + i / M::from;
+      const int64_t column = place.left - border + i % M::from;
+      const bool inside = 0 <= line && line < maps.H && 0 <= column && column < maps.W;
+      pixels[i] =
+          inside ? x + ((place.picture * maps.H + line) * maps.W + column) * pixel : zeros;
     }
     for (int64_t c = 0; c < channels; c += LANES) {
       V patch[M::from * M::from], transformed[kElements];
