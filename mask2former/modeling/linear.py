@@ -86,8 +86,10 @@ def batched_product(a: Tensor, b: Tensor) -> Tensor:
     In bfloat16 on processors with AVX-512 it is up to seventeen times faster, as torch copies a
     transposed ``b`` of a batch; with AVX2 it is as fast.
     """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():  # before any size is looked at
+        return a @ b
     by_linear = a.device.type == "cpu" and (_PREFERRED or a.dtype == torch.bfloat16)
-    if not by_linear or len(a) == 0 or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not by_linear or len(a) == 0:
         return a @ b
     products = [linear(x, y.t()) for x, y in zip(a, b, strict=True)]
     return torch.stack(products) if len(products) > 1 else products[0][None]

@@ -75,6 +75,19 @@ def test_operations_are_counted(library):
     assert ("linear_pointwise" in str(counter.get_flop_counts())) == (library == "oneDNN")
 
 
+@torch.no_grad()
+def test_exports_take_batches_of_any_size():
+    class Product(torch.nn.Module):
+        def forward(self, a, b):
+            return batched_product(a, b)
+
+    a, b = torch.randn(2, 5, 7), torch.randn(2, 7, 3)
+    batch = {0: torch.export.Dim("batch")}
+    product = torch.export.export(Product(), (a, b), dynamic_shapes=(batch, batch)).module()
+    a, b = torch.randn(4, 5, 7), torch.randn(4, 7, 3)
+    torch.testing.assert_close(product(a, b), a @ b)
+
+
 def test_the_maker_of_a_processor(tmp_path, monkeypatch):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nvendor_id\t: GenuineIntel\n")
