@@ -1,10 +1,11 @@
-"""The compiled operators of Mask2Former: multi-scale deformable attention and semantic scores.
+"""The compiled operators of Mask2Former.
 
 `ms_deform_attn`, and `ms_deform_attn_fused` for the projections before they are locations and
 weights, call the compiled library for the tensors' device; where there is none, they warn once and
 call `ms_deform_attn_reference`. `backend` tells which, and why; inside `plain()` it is always the
-latter. An error inside the compiled operator is raised as it is. `weighted_sigmoids` does likewise,
-on CPUs.
+latter. An error inside the compiled operator is raised as it is. `resize_rows`, `mask_sums` and
+`weighted_sigmoids`, of post-processing, do likewise, on CPUs. `winograd_convolution` has no other
+implementation than the compiled one.
 """
 
 from .library import BackendStatus, backend, plain

@@ -36,6 +36,18 @@ def test_op(benchmark):
     assert re.search(rf"fused {timing} ms, .* \(ratio \d+\.\d\d\)", output)
 
 
+@pytest.mark.skipif(backend("cpu").name != "compiled", reason="there is no compiled op")
+@pytest.mark.parametrize("dtype, timings", [("float32", 6), ("bfloat16", 2)])
+def test_convolution(benchmark, tmp_path, dtype, timings):
+    file = tmp_path / "figures.json"
+    benchmark("convolution", "--size", 32, 48, "--repeats", 1, "--dtype", dtype, "--json", file)
+    rows = json.loads(file.read_text())["convolution"]
+    assert [row["channels"] for row in rows] == [64, 128, 256, 512, 256]
+    for row in rows:
+        assert sum(isinstance(value, dict) for value in row.values()) == timings
+        assert float(row["error"]) < (1e-5 if dtype == "float32" else 1e-2)
+
+
 @pytest.fixture
 def polygons(sample_root, tmp_path):
     """A catalog: the sample's pictures with a square, a triangle and an RLE each."""
