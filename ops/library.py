@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 _PACKAGE = Path(__file__).resolve().parent
 NEWEST = "vector_lanes"  # of the operators; a library without it was built before
@@ -61,6 +62,19 @@ def backend(device_type: str) -> BackendStatus:
     """The implementation in use for ``device_type``, as in ``tensor.device.type``."""
     unknown = BackendStatus("pytorch", None, f"there is no compiled operator for {device_type!r}")
     return _BACKENDS.get(device_type, unknown)
+
+
+def use_compiled_on(*tensors: Tensor) -> bool:
+    """Whether an operator on the CPU that has no gradient, and is not exported, takes these: in
+    float32, the numbers of a row adjacent."""
+    return (
+        all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+        and all(t.stride(-1) == 1 for t in tensors)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and use_compiled("cpu")
+    )
 
 
 def vector_lanes(most: int = 16) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .library import backend, use_compiled
+from .library import backend, use_compiled_on
 
 
 def resize_rows(
@@ -27,7 +27,7 @@ def resize_rows(
         (n, rows, width).
     """
     (start, stop), (height, width) = rows, size
-    if _compiled_for(maps):
+    if use_compiled_on(maps):
         return torch.ops.mask2former.resize_rows(
             maps, first, source_height, start, stop, height, width
         )
@@ -60,23 +60,11 @@ def mask_sums(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (n, H, W) bool, where they are positive; the number of these pixels, (n,) int64; and the
         sum of the sigmoids there, (n,).
     """
-    if _compiled_for(logits):
+    if use_compiled_on(logits):
         return torch.ops.mask2former.mask_sums(logits)
     inside = logits > 0
     areas = inside.flatten(1).view(torch.uint8).sum(1, dtype=torch.int32).long()
     return inside, areas, logits.where(inside, -math.inf).sigmoid_().flatten(1).sum(1)
-
-
-def _compiled_for(maps: Tensor) -> bool:
-    return (
-        maps.device.type == "cpu"
-        and maps.dtype == torch.float32
-        and maps.stride(-1) == 1
-        and not (torch.is_grad_enabled() and maps.requires_grad)
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and use_compiled("cpu")
-    )
 
 
 def _widen(maps: Tensor, width: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .library import backend, use_compiled
+from .library import backend, use_compiled_on
 
 
 def weighted_sigmoids(weights: Tensor, logits: Tensor, out: Tensor) -> Tensor:
@@ -24,15 +24,8 @@ def weighted_sigmoids(weights: Tensor, logits: Tensor, out: Tensor) -> Tensor:
     Returns:
         ``out``.
     """
-    tensors = (weights, logits, out)
-    if (
-        logits.device.type == "cpu"
-        and all(tensor.dtype == torch.float32 for tensor in tensors)
-        and logits.stride(-1) == out.stride(-1) == 1
-        and not (torch.is_grad_enabled() and (weights.requires_grad or logits.requires_grad))
-        and not torch.compiler.is_compiling()
-        and use_compiled("cpu")
-    ):
+    tensors = (weights.contiguous(), logits, out)
+    if use_compiled_on(*tensors):
         torch.ops.mask2former.weighted_sigmoids(*tensors)
         return out
     product = weights @ logits.sigmoid().flatten(1)

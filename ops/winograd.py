@@ -1,7 +1,7 @@
 """3x3 convolutions on CPUs with 2.25 multiplications for an output and a channel instead of 9.
 
 By Winograd's filtering, see csrc/cpu/winograd.h; equal to the convolution in real arithmetic, with
-rounding errors about twice those of torch's own.
+rounding errors two to three times those of torch's own.
 """
 
 import math

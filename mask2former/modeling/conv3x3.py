@@ -43,7 +43,7 @@ def use_winograd(module: nn.Module) -> None:
 
 
 def _computed_in(x: Tensor, weight: Tensor) -> torch.dtype | None:
-    """By torch's own convolution; None if it refuses, or decides otherwise."""
+    """What torch's own convolution computes in; None if it is neither of these, or is refused."""
     single = (torch.float32, torch.bfloat16)
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         known = x.dtype in single and weight.dtype in single

@@ -18,10 +18,9 @@
 
 namespace {
 
+using msda::kPanel;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-using msda::kPanel;
 
 constexpr int64_t kPixels = 256;  // whose sigmoids are made at a time
 // From one query's to the next one's: no power of two, or they would compete for the same place in the

@@ -39,7 +39,8 @@ int64_t panels_at_a_time(int64_t C, int64_t K) {
 
 // ---- Tasks, as msda::in_parallel takes them ------------------------------------------------------
 
-// G g G^T of the filters of some panels, (C, kPanel) each.
+// G g G^T of the filters of some panels, (C, kPanel) each. Anew for each call: kept, those of a network
+// would fill four times the memory of its weights.
 template <typename T>
 struct TransformFilters {
   const T* weight;  // of the first panel
@@ -124,8 +125,8 @@ struct Gradient {
   int64_t C, K, channels;
   const float *x, *grad_output, *zeros;
   Elements patches, grad_tiles;  // both transformed: (tiles, C), (tiles, channels)
-  Elements filters;          // (C, channels)
-  float* out;                // (3, 3, C, K), its first channel
+  Elements filters;              // (C, channels)
+  float* out;                    // (3, 3, C, K), its first channel
 };
 
 // B^T d B and A y A^T of tiles.

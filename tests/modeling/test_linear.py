@@ -88,10 +88,13 @@ def test_exports_take_batches_of_any_size():
     torch.testing.assert_close(product(a, b), a @ b)
 
 
-def test_the_maker_of_a_processor(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "maker, expected", [("GenuineIntel", True), ("AuthenticAMD", False), ("", False)]
+)
+def test_the_maker_of_a_processor(maker, expected, tmp_path, monkeypatch):
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nvendor_id\t: GenuineIntel\n")
-    assert "GenuineIntel" in processor(cpuinfo)
+    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {maker}\n")
+    assert ("GenuineIntel" in processor(cpuinfo)) == expected
     # Where there is no such file, as on Windows.
-    monkeypatch.setattr("platform.processor", lambda: "Family 6 Model 142, GenuineIntel")
-    assert "GenuineIntel" in processor(tmp_path / "missing")
+    monkeypatch.setattr("platform.processor", lambda: f"Family 6 Model 142, {maker}")
+    assert ("GenuineIntel" in processor(tmp_path / "missing")) == expected

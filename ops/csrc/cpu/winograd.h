@@ -5,7 +5,7 @@
 // A patch d of 6x6 inputs and a filter g become B^T d B and G g G^T; the convolution is a product of
 // matrices for each of their 36 elements; and A^T m A is a tile of 4x4 outputs.
 //
-// Letters: C channels in, K out, T tiles. Maps have channels last. T is also the type in memory.
+// Maps have channels last; T is their type in memory.
 #pragma once
 
 #include <algorithm>
