@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from .errors import ConfigError
-from .memory import KEPT_IN_TRAINING, LARGE_BLOCK_IN_TRAINING, keep_freed_memory
+from .memory import ALL_OF_IT, LARGE_BLOCK_IN_TRAINING, keep_freed_memory
 
 
 def add_maskformer2_config(cfg: CfgNode) -> None:
@@ -237,7 +237,7 @@ def adapt_to_machine(cfg: CfgNode) -> list[str]:
         changes.append("SOLVER.AMP.ENABLED has no effect on the CPU: training in float32")
         cfg.SOLVER.AMP.ENABLED = False
     if cfg.MODEL.DEVICE == "cpu":
-        keep_freed_memory(KEPT_IN_TRAINING, large_block=LARGE_BLOCK_IN_TRAINING)
+        keep_freed_memory(ALL_OF_IT, large_block=LARGE_BLOCK_IN_TRAINING)
     return changes
 
 

@@ -10,7 +10,7 @@ import os
 # In training, blocks from here on are never kept: the library would grow by a fifth, as versions
 # before 2.38 do not find all of what torch has freed (its blocks are aligned).
 LARGE_BLOCK_IN_TRAINING = 32 << 20  # and the most that versions before 2.35 take
-KEPT_IN_TRAINING = 512 << 20
+ALL_OF_IT = -1  # at the end of the heap: each step of training takes it again
 KEPT_IN_INFERENCE = 1 << 30  # the network and the results of one picture
 MOST_FREE = 3 << 29  # what is free between blocks in use, beyond that
 
@@ -19,8 +19,8 @@ def keep_freed_memory(kept: int = KEPT_IN_INFERENCE, *, large_block: int | None 
     """Let the process keep what is freed. Limits that the environment sets stay.
 
     Args:
-        kept: bytes of it at the end of the heap, see :func:`hand_back_memory`; the library's own
-            limit is some tens of megabytes here.
+        kept: bytes of it at the end of the heap, see :func:`hand_back_memory`, or ``ALL_OF_IT``;
+            the library's own limit is some tens of megabytes here.
         large_block: bytes from which a block is not kept; None: ``kept``.
     """
     names = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")

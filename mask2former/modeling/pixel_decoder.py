@@ -19,12 +19,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..memory import LARGE_BLOCK_IN_TRAINING
-from .linear import Linear, relu
+from .linear import Linear
 from .ms_deform_attn import MSDeformAttn
 from .position_encoding import sine_position_encoding
 
 FEEDFORWARD_DIM = 1024  # of the encoder; fixed in the paper and in every published checkpoint
 TOKENS_IN_CACHE = 1024  # with their hidden channels
+TOKENS_RECOMPUTED = 4096  # at a time; their hidden channels are half of LARGE_BLOCK_IN_TRAINING
 NUM_FEATURE_LEVELS = 3  # that the transformer decoder takes turns on
 
 
@@ -258,26 +259,31 @@ class MSDeformAttnEncoderLayer(nn.Module):
     def after_attention(self, source: Tensor, attended: Tensor) -> Tensor:
         """What every token goes through by itself; (B, n, C) each."""
         source = self.norm1(source + self.dropout(attended))
-        if _recompute_hidden(source):
-            transformed = checkpoint(self.feed_forward, source, use_reentrant=False)
+        tokens = source.flatten(0, 1)
+        if _recompute_hidden(tokens):
+            chunks = tokens.split(TOKENS_RECOMPUTED)
+            transformed = torch.cat(
+                [checkpoint(self.feed_forward, chunk, use_reentrant=False) for chunk in chunks]
+            )
         else:
-            transformed = self.feed_forward(source)
-        return self.norm2(source + self.dropout(transformed))
+            transformed = self.feed_forward(tokens)
+        return self.norm2(source + self.dropout(transformed.view_as(source)))
 
-    def feed_forward(self, source: Tensor) -> Tensor:
-        return self.linear2(self.dropout(relu(self.linear1(source))))
+    def feed_forward(self, tokens: Tensor) -> Tensor:
+        """(n, C) -> (n, C)."""
+        return self.linear2(self.dropout(F.relu_(self.linear1(tokens))))
 
 
-def _recompute_hidden(source: Tensor) -> bool:
+def _recompute_hidden(tokens: Tensor) -> bool:
     """Whether backward computes the hidden channels again: an eighth less memory in training.
 
     On Linux, blocks from ``LARGE_BLOCK_IN_TRAINING`` on go back to the system, which clears them
     whenever they are taken: to compute the channels again takes no longer. Elsewhere it does.
     """
-    size = source[..., 0].numel() * FEEDFORWARD_DIM * source.element_size()
+    size = len(tokens) * FEEDFORWARD_DIM * tokens.element_size()
     return (
         torch.is_grad_enabled()
-        and source.device.type == "cpu"
+        and tokens.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and size >= LARGE_BLOCK_IN_TRAINING
     )

@@ -9,11 +9,10 @@ from mask2former.modeling.pixel_decoder import FEEDFORWARD_DIM, MSDeformAttnEnco
 TOKENS = 40
 
 
-@pytest.fixture
-def layer():
+def encoder_layer(dropout):
     torch.manual_seed(0)
     options = {"d_model": 32, "num_levels": 1, "nheads": 4, "num_points": 2}
-    return MSDeformAttnEncoderLayer(**options, dropout=0.2)
+    return MSDeformAttnEncoderLayer(**options, dropout=dropout)
 
 
 def gradients(layer, monkeypatch, *, keep):
@@ -22,7 +21,7 @@ def gradients(layer, monkeypatch, *, keep):
     monkeypatch.setattr(pixel_decoder, "LARGE_BLOCK_IN_TRAINING", size + 1 if keep else size)
     layer.zero_grad()
     torch.manual_seed(1)  # of dropout
-    inputs = [torch.randn(1, TOKENS, 32, requires_grad=True) for _ in range(2)]
+    inputs = [torch.randn(2, TOKENS // 2, 32, requires_grad=True) for _ in range(2)]
     saved = []
     hooks = torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor
@@ -34,7 +33,10 @@ def gradients(layer, monkeypatch, *, keep):
     return [leaf.grad.clone() for leaf in leaves], max(saved)
 
 
-def test_recomputation_changes_no_gradient(layer, monkeypatch):
+@pytest.mark.parametrize("dropout, tokens_at_a_time", [(0.2, TOKENS), (0.0, 12)])
+def test_recomputation_changes_no_gradient(monkeypatch, dropout, tokens_at_a_time):
+    layer = encoder_layer(dropout)
+    monkeypatch.setattr(pixel_decoder, "TOKENS_RECOMPUTED", tokens_at_a_time)
     kept, most_kept = gradients(layer, monkeypatch, keep=True)
     again, most_again = gradients(layer, monkeypatch, keep=False)
     assert len(kept) == len(again) == 2 + 8  # two inputs, two norms, two linear layers
@@ -42,9 +44,9 @@ def test_recomputation_changes_no_gradient(layer, monkeypatch):
     assert most_kept >= TOKENS * FEEDFORWARD_DIM > most_again
 
 
-def test_nothing_is_recomputed_without_gradients(layer, monkeypatch):
+def test_nothing_is_recomputed_without_gradients(monkeypatch):
     monkeypatch.setattr(pixel_decoder, "LARGE_BLOCK_IN_TRAINING", 0)
     monkeypatch.setattr(pixel_decoder, "checkpoint", None)
     x = torch.randn(1, TOKENS, 32)
     with torch.no_grad():
-        assert layer.eval().after_attention(x, x).shape == x.shape
+        assert encoder_layer(0.2).eval().after_attention(x, x).shape == x.shape

@@ -1,23 +1,23 @@
-"""Which convolutions of a model it takes, and that they stay what they were."""
+"""Convolutions of a model: which of them are done how, and that they stay what they were."""
 
 import pytest
 import torch
-from detectron2.layers import Conv2d, get_norm
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, get_norm
 from detectron2.modeling import build_model
 from torch import nn
 from torch.nn import functional as F
 
-from mask2former.modeling import conv3x3
-from mask2former.modeling.conv3x3 import Conv3x3, use_winograd
+from mask2former.modeling import convolution
+from mask2former.modeling.convolution import FastConv2d, use_fast_convolutions
 from mask2former_ops import backend, plain, winograd_convolution
 
 compiled = pytest.mark.skipif(backend("cpu").name != "compiled", reason="there is no compiled op")
 SIZE = (16, 18)
 
 
-def layer(channels=32, **options):
-    conv = Conv2d(channels, channels, 3, padding=1, **options)
-    use_winograd(conv)
+def layer(channels=32, kernel_size=3, *, padding=1, **options):
+    conv = Conv2d(channels, channels, kernel_size, padding=padding, **options)
+    use_fast_convolutions(conv)
     return conv
 
 
@@ -30,9 +30,9 @@ def count(monkeypatch):
         calls.append(arguments)
         return winograd_convolution(*arguments)
 
-    monkeypatch.setattr(conv3x3, "winograd_convolution", counted)
-    monkeypatch.setattr(conv3x3, "_WIDE_VECTORS", True)
-    monkeypatch.setattr(conv3x3, "_FAST_BFLOAT16", False)
+    monkeypatch.setattr(convolution, "winograd_convolution", counted)
+    monkeypatch.setattr(convolution, "_WIDE_VECTORS", True)
+    monkeypatch.setattr(convolution, "_FAST_BFLOAT16", False)
     return calls
 
 
@@ -48,27 +48,57 @@ def test_the_layer_is_detectron2s(count):
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * other.abs().max().item())
 
 
-def test_which_convolutions_it_takes():
-    taken = nn.Sequential(Conv2d(32, 64, 3, padding=1), nn.Sequential(layer()))
-    others = nn.ModuleList(
-        [
-            Conv2d(32, 32, 3, padding=1, stride=2),
-            Conv2d(32, 32, 3, padding=2, dilation=2),
-            Conv2d(32, 32, 3),
-            Conv2d(32, 32, 1),
-            Conv2d(32, 32, 3, padding=1, groups=2),
-            Conv2d(32, 32, 3, padding=1, padding_mode="reflect"),
-            Conv2d(32, 30, 3, padding=1),
-            Conv2d(30, 32, 3, padding=1),
-            nn.Conv2d(32, 32, 3, padding=1),
-        ]
-    )
-    names = list(taken.state_dict())
-    for module in (taken, others):
-        use_winograd(module)
-    assert [type(m) for m in taken.modules()].count(Conv3x3) == 2
-    assert list(taken.state_dict()) == names
-    assert not any(isinstance(m, Conv3x3) for m in others.modules())
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 2},
+        {"padding": 2, "dilation": 2},
+        {"padding": 0},
+        {"kernel_size": 1, "padding": 0},
+        {"groups": 2},
+        {"channels": 30},
+    ],
+)
+def test_others_are_torchs(count, options):
+    conv = layer(**options)
+    x = torch.randn(1, conv.in_channels, *SIZE)
+    torch.testing.assert_close(conv(x), Conv2d.forward(conv, x), rtol=0, atol=0)
+    assert not count
+
+
+def test_only_detectron2s_change():
+    model = nn.Sequential(Conv2d(32, 64, 3), nn.Sequential(layer()), nn.Conv2d(32, 32, 3))
+    names = list(model.state_dict())
+    use_fast_convolutions(model)
+    kinds = [type(m) for m in model.modules()]
+    assert kinds.count(FastConv2d) == 2 and kinds.count(nn.Conv2d) == 1
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_a_frozen_batch_norm_scales_the_weights(kernel_size, bias):
+    """Output and gradients are those of the norm after the convolution, in float64."""
+    torch.manual_seed(0)
+    norm = FrozenBatchNorm2d(32)
+    for buffer in norm.buffers():
+        buffer.copy_(torch.rand_like(buffer) + 0.5)
+    options = {"bias": bias, "norm": norm, "activation": F.relu_}
+    conv = layer(kernel_size=kernel_size, padding=kernel_size // 2, **options).double()
+    called = []
+    norm.register_forward_hook(lambda *_: called.append(norm))
+    x = torch.randn(2, 32, *SIZE, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *conv.parameters()]
+
+    def outcome(forward):
+        out = forward(x)
+        return [out, *torch.autograd.grad(out.square().sum(), leaves)]
+
+    actual = outcome(conv)
+    assert not called
+    torch.testing.assert_close(actual, outcome(lambda x: Conv2d.forward(conv, x)))
+    assert called
 
 
 @compiled
@@ -86,9 +116,9 @@ def test_elsewhere_it_is_torchs_convolution(count, monkeypatch):
         conv(x)
     with torch.autocast("cpu", torch.float16):
         assert conv(x).dtype == torch.float16
-    monkeypatch.setattr(conv3x3, "_FAST_BFLOAT16", True)
+    monkeypatch.setattr(convolution, "_FAST_BFLOAT16", True)
     layer().bfloat16()(x.bfloat16())
-    monkeypatch.setattr(conv3x3, "_WIDE_VECTORS", False)
+    monkeypatch.setattr(convolution, "_WIDE_VECTORS", False)
     conv(x)
     assert not count
 
@@ -125,11 +155,9 @@ def test_the_model_is_the_same(tiny_cfg, monkeypatch, count, norm):
     model = build_model(tiny_cfg)
     images = torch.randn(2, 3, 64, 96)
     decoder = model.sem_seg_head.pixel_decoder
-    assert isinstance(decoder.layer_1, Conv3x3)
-    assert any(isinstance(m, Conv3x3) for m in model.backbone.modules())
 
     def outcome(fewest):
-        monkeypatch.setattr(conv3x3, "FEWEST_PIXELS", fewest)
+        monkeypatch.setattr(convolution, "FEWEST_PIXELS", fewest)
         count.clear()
         model.zero_grad()
         features = decoder(model.backbone(images))[0]

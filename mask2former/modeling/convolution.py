@@ -1,0 +1,86 @@
+"""Detectron2's convolutions, with less work on CPUs."""
+
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mask2former_ops import winograd_convolution
+from mask2former_ops.library import use_compiled, vector_lanes
+from mask2former_ops.winograd import CHANNELS
+
+from .linear import processor
+
+FEWEST_PIXELS = 256  # of all pictures; torch's own convolution is as fast with fewer
+_WIDE_VECTORS = vector_lanes() >= 8
+_FAST_BFLOAT16 = "amx_bf16" in processor()  # in torch's own convolution
+
+
+class FastConv2d(Conv2d):
+    """Detectron2's convolution, its norm and its activation.
+
+    On CPUs a frozen batch norm scales the weights, not the output, which is far more memory to go
+    through; and 3x3 convolutions with a padding of 1 are by Winograd where that is faster.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias, norm = self.weight, self.bias, self.norm
+        if isinstance(norm, FrozenBatchNorm2d) and x.device.type == "cpu":
+            weight, bias, norm = *_folded(weight, bias, norm), None
+        dtype = _computed_in(x, weight)
+        if _for_winograd(self) and is_faster(x, dtype):
+            x = winograd_convolution(x.to(dtype), weight.to(dtype), bias)
+        else:
+            x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        x = x if norm is None else norm(x)
+        return x if self.activation is None else self.activation(x)
+
+
+def use_fast_convolutions(module: nn.Module) -> None:
+    """Make every convolution of Detectron2 in it a :class:`FastConv2d`, in place.
+
+    Its parameters, their names, and its hooks stay. Unlike Detectron2's, it has no forward-mode
+    gradients, and ``torch.jit.script`` does not take it; ``torch.jit.trace`` and exports do.
+    """
+    for conv in module.modules():
+        if type(conv) is Conv2d:
+            conv.__class__ = FastConv2d
+
+
+def _folded(weight: Tensor, bias: Tensor | None, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution and its norm together: equal up to rounding."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    mean = norm.running_mean if bias is None else norm.running_mean - bias
+    return weight * scale[:, None, None, None], norm.bias - mean * scale
+
+
+def _for_winograd(conv: Conv2d) -> bool:
+    return (
+        (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
+        and (conv.dilation, conv.groups) == ((1, 1), 1)
+        and not (conv.in_channels % CHANNELS or conv.out_channels % CHANNELS)
+    )
+
+
+def _computed_in(x: Tensor, weight: Tensor) -> torch.dtype | None:
+    """What torch's own convolution computes in; None if it is neither of these, or is refused."""
+    single = (torch.float32, torch.bfloat16)
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        known = x.dtype in single and weight.dtype in single
+        return torch.get_autocast_dtype("cpu") if known else None
+    return x.dtype if x.dtype == weight.dtype else None
+
+
+def is_faster(x: Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether :func:`winograd_convolution` of x, (B, C, H, W), in ``dtype`` is, and can be used."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    in_bfloat16 = not _FAST_BFLOAT16 and not torch.is_grad_enabled()
+    return (
+        x.device.type == "cpu"
+        and _WIDE_VECTORS
+        and (dtype == torch.float32 or (dtype == torch.bfloat16 and in_bfloat16))
+        and x.dim() == 4
+        and len(x) * x.shape[2] * x.shape[3] >= FEWEST_PIXELS
+        and use_compiled("cpu")
+    )
