@@ -8,8 +8,9 @@ import ctypes
 import os
 
 # In training, blocks from here on are never kept: the library would grow by a fifth, as versions
-# before 2.38 do not find all of what torch has freed (its blocks are aligned).
-LARGE_BLOCK_IN_TRAINING = 32 << 20  # and the most that versions before 2.35 take
+# before 2.38 do not find all of what torch has freed (its blocks are aligned). Two pictures of
+# 1024 x 1024 have tokens of 42 MB.
+LARGE_BLOCK_IN_TRAINING = 48 << 20
 ALL_OF_IT = -1  # at the end of the heap: each step of training takes it again
 KEPT_IN_INFERENCE = 1 << 30  # the network and the results of one picture
 MOST_FREE = 3 << 29  # what is free between blocks in use, beyond that
@@ -27,7 +28,7 @@ def keep_freed_memory(kept: int = KEPT_IN_INFERENCE, *, large_block: int | None 
     if any(name in os.environ for name in names):
         return
     if not _call_library("mallopt", -3, large_block or kept):  # M_MMAP_THRESHOLD
-        _call_library("mallopt", -3, LARGE_BLOCK_IN_TRAINING)
+        _call_library("mallopt", -3, 32 << 20)  # the most that versions before 2.35 take
     _call_library("mallopt", -1, kept)  # M_TRIM_THRESHOLD
 
 

@@ -32,16 +32,16 @@ def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) 
         (B, K, H, W) in the dtype of x, channels last. Sums are float32.
     """
     bias = None if bias is None else bias.float()
-    rows = x.permute(0, 2, 3, 1)
-    return torch.ops.mask2former.winograd_convolution(rows, weight, bias, False).permute(0, 3, 1, 2)
+    return torch.ops.mask2former.winograd_convolution(x, weight, bias, False)
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
-    return x.new_empty((*x.shape[:3], weight.shape[1 if transposed else 0]))
+    shape = (len(x), weight.shape[1 if transposed else 0], *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _gradient_fake(x: Tensor, grad_output: Tensor) -> Tensor:
-    return x.new_empty((3, 3, x.shape[3], grad_output.shape[3]))
+    return x.new_empty((3, 3, x.shape[1], grad_output.shape[1]))
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -57,7 +57,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (
         op.winograd_convolution(grad, weight, None, not ctx.transposed) if of_x else None,
         op.winograd_weight_gradient(*ends).permute(3, 2, 0, 1) if of_weight else None,
-        grad.sum((0, 1, 2)) if of_bias else None,
+        grad.sum((0, 2, 3)) if of_bias else None,
         None,
     )
 
@@ -67,12 +67,12 @@ def _double_backward(ctx: Any, *grads: Tensor) -> None:
 
 
 def _gradient_flops(x_shape: tuple, grad_shape: tuple, *args: Any, **kwargs: Any) -> int:
-    return 2 * math.prod(x_shape) * 9 * grad_shape[3]
+    return 2 * math.prod(x_shape) * 9 * grad_shape[1]
 
 
 def _flops(x_shape: tuple, weight_shape: tuple, *args: Any, **kwargs: Any) -> int:
     """Those of the convolution that it replaces."""
-    return 2 * math.prod(x_shape[:3]) * math.prod(weight_shape)
+    return 2 * x_shape[0] * math.prod(x_shape[2:]) * math.prod(weight_shape)
 
 
 if backend("cpu").name == "compiled":

@@ -114,14 +114,17 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """(L,) ``loss_mask`` and ``loss_dice``, each for an object on average."""
         embeddings, features = outputs["mask_embeddings"], outputs["mask_features"]
-        # Zero, but a function of every parameter, also where no picture has an object.
-        nothing = embeddings[..., :0].float().sum((1, 2, 3)) + features[:0].float().sum()
+        nothing = embeddings[..., :0].float().sum((1, 2, 3))
+        if not any(len(match.layers) for match in matches):
+            nothing = nothing + features[:0].float().sum()  # a function of every parameter, still
         totals = dict.fromkeys(PAIR_LOSSES, nothing)  # (L,) each
-        for picture, (target, match) in enumerate(zip(targets, matches, strict=True)):
+        # All at once: the gradient of one picture's features would be zeros for all the others.
+        of_pictures = zip(targets, matches, features.unbind(), strict=True)
+        for picture, (target, match, maps) in enumerate(of_pictures):
             if not len(match.layers):
                 continue
             matched = embeddings[match.layers, picture, match.queries]  # (T, C)
-            mask_logits = torch.einsum("tc,chw->thw", matched, features[picture]).float()
+            mask_logits = torch.einsum("tc,chw->thw", matched, maps).float()
             sampled = self.sample_points(mask_logits, target, match, len(embeddings))
             for name, loss in PAIR_LOSSES.items():
                 totals[name] = totals[name].index_add(0, match.layers, loss(*sampled))

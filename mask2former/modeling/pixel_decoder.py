@@ -25,7 +25,7 @@ from .position_encoding import sine_position_encoding
 
 FEEDFORWARD_DIM = 1024  # of the encoder; fixed in the paper and in every published checkpoint
 TOKENS_IN_CACHE = 1024  # with their hidden channels
-TOKENS_RECOMPUTED = 4096  # at a time; their hidden channels are half of LARGE_BLOCK_IN_TRAINING
+TOKENS_RECOMPUTED = 4096  # at a time; their hidden channels take 16 MB, which is kept when freed
 NUM_FEATURE_LEVELS = 3  # that the transformer decoder takes turns on
 
 

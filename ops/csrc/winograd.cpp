@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>
 
@@ -22,6 +23,7 @@ namespace {
 
 using msda::kPanel;
 using msda::multiply;
+using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using namespace msda::winograd;
@@ -185,17 +187,21 @@ struct FinishFilters {
 // ---- Operators ----------------------------------------------------------------------------------
 
 void check_maps(const char* op, const char* name, const Tensor& maps) {
-  STD_TORCH_CHECK(maps.dim() == 4 && maps.size(3) % kPanel == 0 && maps.size(3) > 0, op, ": ",
+  STD_TORCH_CHECK(maps.dim() == 4 && maps.size(1) % kPanel == 0 && maps.size(1) > 0, op, ": ",
                   name, " has shape ", msda::shape_of(maps),
-                  ", expected (B, H, W, channels), channels a multiple of ", kPanel);
+                  ", expected (B, channels, H, W), channels a multiple of ", kPanel);
   STD_TORCH_CHECK(maps.is_cpu(), op, ": ", name, " must be on the CPU");
+}
+
+Tensor channels_last(const Tensor& maps) {
+  return torch::stable::contiguous(maps, MemoryFormat::ChannelsLast);
 }
 
 template <typename T>
 void convolve(const Tensor& x, const Tensor& weight, const float* bias, bool transposed,
               Tensor& out) {
-  const Maps maps{x.size(0), x.size(1), x.size(2)};
-  const int64_t C = x.size(3), K = out.size(3), most = panels_at_a_time(C, K);
+  const Maps maps{x.size(0), x.size(2), x.size(3)};
+  const int64_t C = x.size(1), K = out.size(1), most = panels_at_a_time(C, K);
   TransformFilters<T> filters{weight.const_data_ptr<T>(), C, weight.stride(transposed),
                               weight.stride(!transposed)};
   for (int64_t i = 0; i < 9; ++i) {
@@ -217,8 +223,8 @@ void convolve(const Tensor& x, const Tensor& weight, const float* bias, bool tra
   }
 }
 
-// x: (B, H, W, C); weight: (K, C, 3, 3), or (C, K, 3, 3) for the gradient of the input, by filters that
-// are turned by 180 degrees; bias: (K). Returns (B, H, W, K).
+// x: (B, C, H, W); weight: (K, C, 3, 3), or (C, K, 3, 3) for the gradient of the input, by filters that
+// are turned by 180 degrees; bias: (K). Returns (B, K, H, W), channels last.
 Tensor winograd_convolution(const Tensor& x, const Tensor& weight,
                             const std::optional<Tensor>& bias, bool transposed) {
   check_maps("winograd_convolution", "x", x);
@@ -226,7 +232,7 @@ Tensor winograd_convolution(const Tensor& x, const Tensor& weight,
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16,
                   "winograd_convolution: x must be float32 or bfloat16");
   STD_TORCH_CHECK(
-      weight.dim() == 4 && weight.size(!transposed) == x.size(3) &&
+      weight.dim() == 4 && weight.size(!transposed) == x.size(1) &&
           weight.size(transposed) % kPanel == 0 && weight.size(2) == 3 && weight.size(3) == 3 &&
           weight.scalar_type() == type && weight.is_cpu(),
       "winograd_convolution: weight ", msda::shape_of(weight), " does not fit to x ",
@@ -241,29 +247,30 @@ Tensor winograd_convolution(const Tensor& x, const Tensor& weight,
     const Tensor plain = torch::stable::contiguous(*bias);
     std::copy_n(plain.const_data_ptr<float>(), K, shift.begin());
   }
-  const Tensor rows = torch::stable::contiguous(x);
-  Tensor out = torch::stable::new_empty(rows, {x.size(0), x.size(1), x.size(2), K});
+  const Tensor from = channels_last(x);
+  // Not a view of rows: what comes next may be computed in its place.
+  Tensor out = torch::stable::empty({x.size(0), K, x.size(2), x.size(3)}, type, std::nullopt,
+                                    x.device(), std::nullopt, MemoryFormat::ChannelsLast);
   if (type == ScalarType::Float) {
-    convolve<float>(rows, weight, shift.data(), transposed, out);
+    convolve<float>(from, weight, shift.data(), transposed, out);
   } else {
-    convolve<c10::BFloat16>(rows, weight, shift.data(), transposed, out);
+    convolve<c10::BFloat16>(from, weight, shift.data(), transposed, out);
   }
   return out;
 }
 
-// x: (B, H, W, C); grad_output: (B, H, W, K). Returns (3, 3, C, K).
+// x: (B, C, H, W); grad_output: (B, K, H, W). Returns (3, 3, C, K).
 Tensor winograd_weight_gradient(const Tensor& x, const Tensor& grad_output) {
   check_maps("winograd_weight_gradient", "x", x);
   check_maps("winograd_weight_gradient", "grad_output", grad_output);
-  const Maps maps{x.size(0), x.size(1), x.size(2)};
-  const int64_t C = x.size(3), K = grad_output.size(3);
-  STD_TORCH_CHECK(grad_output.size(0) == maps.B && grad_output.size(1) == maps.H &&
-                      grad_output.size(2) == maps.W && x.scalar_type() == ScalarType::Float &&
+  const Maps maps{x.size(0), x.size(2), x.size(3)};
+  const int64_t C = x.size(1), K = grad_output.size(1);
+  STD_TORCH_CHECK(grad_output.size(0) == maps.B && grad_output.size(2) == maps.H &&
+                      grad_output.size(3) == maps.W && x.scalar_type() == ScalarType::Float &&
                       grad_output.scalar_type() == ScalarType::Float,
                   "winograd_weight_gradient: x ", msda::shape_of(x), " and grad_output ",
                   msda::shape_of(grad_output), " must be float32 and of the same pictures");
-  const Tensor from = torch::stable::contiguous(x);
-  const Tensor slope = torch::stable::contiguous(grad_output);
+  const Tensor from = channels_last(x), slope = channels_last(grad_output);
   Tensor out = torch::stable::new_empty(from, {3, 3, C, K});
   const int64_t channels = panels_at_a_time(C, K) * kPanel;
   const int64_t tiles = std::min(

@@ -151,10 +151,10 @@ def test_wrong_shapes(x, weight, bias, message):
 def test_wrong_inputs_of_the_gradient():
     op = torch.ops.mask2former.winograd_weight_gradient
     for x, grad, message in (
-        (torch.zeros(1, 4, 4, 32), torch.zeros(1, 4, 4, 16), "multiple of 32"),
-        (torch.zeros(4, 4, 32), torch.zeros(1, 4, 4, 32), "winograd_weight_gradient: x"),
-        (torch.zeros(1, 4, 4, 32), torch.zeros(2, 4, 4, 32), "of the same pictures"),
-        (torch.zeros(1, 4, 4, 32), torch.zeros(1, 4, 4, 32).bfloat16(), "must be float32"),
+        (torch.zeros(1, 32, 4, 4), torch.zeros(1, 16, 4, 4), "multiple of 32"),
+        (torch.zeros(32, 4, 4), torch.zeros(1, 32, 4, 4), "winograd_weight_gradient: x"),
+        (torch.zeros(1, 32, 4, 4), torch.zeros(2, 32, 4, 4), "of the same pictures"),
+        (torch.zeros(1, 32, 4, 4), torch.zeros(1, 32, 4, 4).bfloat16(), "must be float32"),
     ):
         with pytest.raises(RuntimeError, match=re.escape(message)):
             op(x, grad)
@@ -169,14 +169,23 @@ def test_wrong_types():
 
 def test_registration():
     x, weight, bias = operands(1, 32, 64, 6, 5)
-    x = x.permute(0, 2, 3, 1).requires_grad_()
-    weight.requires_grad_(), bias.requires_grad_()
+    x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
     op = torch.ops.mask2former
     torch.library.opcheck(op.winograd_convolution, (x, weight, bias, False))
     turned = weight.detach().transpose(0, 1).requires_grad_()
     torch.library.opcheck(op.winograd_convolution, (x, turned, None, True))
-    x, slope = torch.randn(1, 6, 5, 32), torch.randn(1, 6, 5, 64)
+    x, slope = torch.randn(1, 32, 6, 5), torch.randn(1, 64, 6, 5)
     torch.library.opcheck(op.winograd_weight_gradient, (x, slope))
+
+
+def test_what_follows_is_computed_in_its_place():
+    """A view would make autograd copy the gradient of what is computed in the place of a part."""
+    x, weight, _ = operands(1, 32, 32, 6, 6)
+    out = winograd_convolution(x, weight.requires_grad_())
+    assert not out._is_view() and out.is_contiguous(memory_format=torch.channels_last)
+    (gradient,) = torch.autograd.grad(out.relu_().sum(), weight)
+    expected = F.conv2d(x, weight, padding=1).relu().sum()
+    close(gradient, torch.autograd.grad(expected, weight)[0])
 
 
 def test_there_is_no_second_derivative_of_the_weights():
