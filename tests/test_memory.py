@@ -29,7 +29,7 @@ def test_low_memory(low, monkeypatch, tiny_cfg):
     assert kept == [(128 << 10,) if low else ()]
     torch.testing.assert_close(model(inputs)[0]["sem_seg"], expected, rtol=1e-4, atol=1e-4)
     # Once prepared, after the network, before instances.
-    assert calls == ([0, 0, 0] if low else [MOST_FREE, MOST_FREE])
+    assert calls == ([0, 0, 0] if low else [0, MOST_FREE, MOST_FREE])
 
 
 def test_what_inference_does_not_need_is_not_imported():

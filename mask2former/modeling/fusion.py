@@ -46,16 +46,17 @@ def prepare_for_inference(model: nn.Module, compile_mode: str = "") -> None:
             f"TEST.COMPILE is {CUDA_GRAPH!r}, but MODEL.DEVICE is {model.device.type!r}; it is for "
             "GPUs of NVIDIA"
         )
-    if model.device.type == "cpu":
-        if model.test_low_memory:
-            keep_freed_memory(128 << 10, large_block=1 << 20)
-            hand_back_memory()
-        else:
-            keep_freed_memory()
     fuse_batch_norm(model)
     fold_mask_features(model.sem_seg_head)
     if model.test_precision != torch.float32:
         cast_weights(model, model.test_precision)
+    if model.device.type == "cpu":
+        if model.test_low_memory:
+            keep_freed_memory(128 << 10, large_block=1 << 20)
+        else:
+            keep_freed_memory()
+        # What loading and folding have freed lies between the weights, in pieces of their size.
+        hand_back_memory()
     if compile_mode == CUDA_GRAPH:
         model.query_outputs = CudaGraphs(model.query_outputs)
     elif compile_mode:

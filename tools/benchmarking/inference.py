@@ -10,7 +10,9 @@ would need at the machine's rates.
 import argparse
 import contextlib
 import multiprocessing
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -58,11 +60,12 @@ def run(args: argparse.Namespace, report: Report) -> None:
     device = cfg.MODEL.DEVICE
     height, width = args.size
     on_gpu = torch.device(device).type == "cuda"
-    if not on_gpu:  # that of a process, which has to be its own
-        memory, low_memory = (memory_of_inference(cfg, args, low) for low in (False, True))
-
     model, inputs = model_and_inputs(cfg, args)
     state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+    if not on_gpu:  # that of a process, which has to be its own
+        memory, low_memory = (
+            memory_of_inference(cfg, args, state, inputs, low) for low in (False, True)
+        )
     prepare_for_inference(model, cfg.TEST.COMPILE)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
@@ -114,19 +117,35 @@ class Memory(NamedTuple):
     ms: Timing
 
 
-def memory_of_inference(cfg: CfgNode, args: argparse.Namespace, low: bool) -> Memory:
-    """Of a process that does nothing else, with ``TEST.LOW_MEMORY`` or as the config has it."""
+def memory_of_inference(
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    state: dict[str, Tensor],
+    inputs: list[dict[str, Any]],
+    low: bool,
+) -> Memory:
+    """Of a process that loads the weights from a file and does nothing else, with
+    ``TEST.LOW_MEMORY`` or as the config has it.
+    """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.TEST.LOW_MEMORY = cfg.TEST.LOW_MEMORY or low
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_memory_here, (cfg, args))
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "weights.pt")
+        torch.save(state, path)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            return pool.apply(_memory_here, (cfg, args, path, inputs))
 
 
 @torch.no_grad()
-def _memory_here(cfg: CfgNode, args: argparse.Namespace) -> Memory:
+def _memory_here(
+    cfg: CfgNode, args: argparse.Namespace, weights: Path, inputs: list[dict[str, Any]]
+) -> Memory:
     adapt_to_machine(cfg)
-    model, inputs = model_and_inputs(cfg, args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model = build_model(cfg).eval().requires_grad_(False)
+    model.load_state_dict(torch.load(weights))
     prepare_for_inference(model, cfg.TEST.COMPILE)
     ms = measure(lambda: model(inputs), args.repeats, cfg.MODEL.DEVICE)
     return Memory(peak_memory(cfg.MODEL.DEVICE), ms)
