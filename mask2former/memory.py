@@ -7,9 +7,9 @@ than what is written into it. On Linux the GNU C library decides; others stay as
 import ctypes
 import os
 
-# In training, blocks from here on are never kept: the library would grow by a fifth, as versions
-# before 2.38 do not find all of what torch has freed (its blocks are aligned). Two pictures of
-# 1024 x 1024 have tokens of 42 MB.
+# In training, blocks from here on are never kept: the process would grow by a third, as versions of
+# the library before 2.38 do not find all of what torch has freed (its blocks are aligned). Two
+# pictures of 1024 x 1024 have tokens of 42 MB; versions before 2.35 keep blocks of 32 MB at most.
 LARGE_BLOCK_IN_TRAINING = 48 << 20
 ALL_OF_IT = -1  # at the end of the heap: each step of training takes it again
 KEPT_IN_INFERENCE = 1 << 30  # the network and the results of one picture
@@ -22,13 +22,14 @@ def keep_freed_memory(kept: int = KEPT_IN_INFERENCE, *, large_block: int | None 
     Args:
         kept: bytes of it at the end of the heap, see :func:`hand_back_memory`, or ``ALL_OF_IT``;
             the library's own limit is some tens of megabytes here.
-        large_block: bytes from which a block is not kept; None: ``kept``.
+        large_block: bytes from which a block is not kept; None: ``kept``, as far as the library
+            can.
     """
     names = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
     if any(name in os.environ for name in names):
         return
     if not _call_library("mallopt", -3, large_block or kept):  # M_MMAP_THRESHOLD
-        _call_library("mallopt", -3, 32 << 20)  # the most that versions before 2.35 take
+        _call_library("mallopt", -3, 32 << 20)
     _call_library("mallopt", -1, kept)  # M_TRIM_THRESHOLD
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _PACKAGE = Path(__file__).resolve().parent
-NEWEST = "vector_lanes"  # of the operators; a library without it was built before
+NEWEST = "winograd_conv2d"  # of the operators; a library without it was built before
 _SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 _REMEDY = (
     "Multi-scale deformable attention runs in plain PyTorch: the same results, many times slower; "

@@ -32,11 +32,11 @@ def winograd_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) 
         (B, K, H, W) in the dtype of x, channels last. Sums are float32.
     """
     bias = None if bias is None else bias.float()
-    return torch.ops.mask2former.winograd_convolution(x, weight, bias, False)
+    return torch.ops.mask2former.winograd_conv2d(x, weight, bias, False)
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
-    shape = (len(x), weight.shape[1 if transposed else 0], *x.shape[2:])
+    shape = (x.shape[0], weight.shape[1 if transposed else 0], *x.shape[2:])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
@@ -53,10 +53,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     of_x, of_weight, of_bias, _ = ctx.needs_input_grad
     op = torch.ops.mask2former
+    grad = grad.contiguous(memory_format=torch.channels_last)  # once, for both
     ends = (grad, x) if ctx.transposed else (x, grad)  # of what the weights lead from and to
     return (
-        op.winograd_convolution(grad, weight, None, not ctx.transposed) if of_x else None,
-        op.winograd_weight_gradient(*ends).permute(3, 2, 0, 1) if of_weight else None,
+        op.winograd_conv2d(grad, weight, None, not ctx.transposed) if of_x else None,
+        op.winograd_conv2d_weight(*ends).permute(3, 2, 0, 1) if of_weight else None,
         grad.sum((0, 2, 3)) if of_bias else None,
         None,
     )
@@ -76,11 +77,9 @@ def _flops(x_shape: tuple, weight_shape: tuple, *args: Any, **kwargs: Any) -> in
 
 
 if backend("cpu").name == "compiled":
-    torch.library.register_fake("mask2former::winograd_convolution", _fake)
-    torch.library.register_fake("mask2former::winograd_weight_gradient", _gradient_fake)
-    torch.library.register_autograd(
-        "mask2former::winograd_convolution", _backward, setup_context=_save
-    )
-    torch.library.register_autograd("mask2former::winograd_weight_gradient", _double_backward)
-    register_flop_formula(torch.ops.mask2former.winograd_convolution)(_flops)
-    register_flop_formula(torch.ops.mask2former.winograd_weight_gradient)(_gradient_flops)
+    torch.library.register_fake("mask2former::winograd_conv2d", _fake)
+    torch.library.register_fake("mask2former::winograd_conv2d_weight", _gradient_fake)
+    torch.library.register_autograd("mask2former::winograd_conv2d", _backward, setup_context=_save)
+    torch.library.register_autograd("mask2former::winograd_conv2d_weight", _double_backward)
+    register_flop_formula(torch.ops.mask2former.winograd_conv2d)(_flops)
+    register_flop_formula(torch.ops.mask2former.winograd_conv2d_weight)(_gradient_flops)

@@ -16,19 +16,21 @@ _WIDE_VECTORS = vector_lanes() >= 8
 _FAST_BFLOAT16 = "amx_bf16" in processor()  # in torch's own convolution
 
 
-class FastConv2d(Conv2d):
-    """Detectron2's convolution, its norm and its activation.
+class CPUConv2d(Conv2d):
+    """Detectron2's convolution, its norm and its activation; on CPUs, with less work.
 
-    On CPUs a frozen batch norm scales the weights, not the output, which is far more memory to go
+    There a frozen batch norm scales the weights, not the output, which is far more memory to go
     through; and 3x3 convolutions with a padding of 1 are by Winograd where that is faster.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
         weight, bias, norm = self.weight, self.bias, self.norm
-        if isinstance(norm, FrozenBatchNorm2d) and x.device.type == "cpu":
+        if type(norm) is FrozenBatchNorm2d:
             weight, bias, norm = *_folded(weight, bias, norm), None
         dtype = _computed_in(x, weight)
-        if _for_winograd(self) and is_faster(x, dtype):
+        if _can_be_by_winograd(self) and _is_faster(x, dtype):
             x = winograd_convolution(x.to(dtype), weight.to(dtype), bias)
         else:
             x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -36,25 +38,29 @@ class FastConv2d(Conv2d):
         return x if self.activation is None else self.activation(x)
 
 
-def use_fast_convolutions(module: nn.Module) -> None:
-    """Make every convolution of Detectron2 in it a :class:`FastConv2d`, in place.
+def use_cpu_convolutions(module: nn.Module) -> None:
+    """Make every convolution of Detectron2 in it a :class:`CPUConv2d`, in place.
 
-    Its parameters, their names, and its hooks stay. Unlike Detectron2's, it has no forward-mode
-    gradients, and ``torch.jit.script`` does not take it; ``torch.jit.trace`` and exports do.
+    Its parameters, their names, and its hooks stay. On CPUs, hooks of a frozen batch norm are not
+    called, and those by Winograd have no forward-mode gradients. ``torch.jit.script`` does not
+    take them; ``torch.jit.trace`` and exports do.
     """
     for conv in module.modules():
         if type(conv) is Conv2d:
-            conv.__class__ = FastConv2d
+            conv.__class__ = CPUConv2d
 
 
 def _folded(weight: Tensor, bias: Tensor | None, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution and its norm together: equal up to rounding."""
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    mean = norm.running_mean if bias is None else norm.running_mean - bias
-    return weight * scale[:, None, None, None], norm.bias - mean * scale
+    exact = torch.promote_types(norm.weight.dtype, torch.float32)
+    shift, mean, variance = (x.to(exact) for x in (norm.bias, norm.running_mean, norm.running_var))
+    scale = norm.weight.to(exact) * (variance + norm.eps).rsqrt()
+    mean = mean if bias is None else mean - bias
+    folded = (weight * scale[:, None, None, None], shift - mean * scale)
+    return folded[0].to(weight.dtype), folded[1].to(weight.dtype)
 
 
-def _for_winograd(conv: Conv2d) -> bool:
+def _can_be_by_winograd(conv: Conv2d) -> bool:
     return (
         (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
         and (conv.dilation, conv.groups) == ((1, 1), 1)
@@ -63,22 +69,23 @@ def _for_winograd(conv: Conv2d) -> bool:
 
 
 def _computed_in(x: Tensor, weight: Tensor) -> torch.dtype | None:
-    """What torch's own convolution computes in; None if it is neither of these, or is refused."""
+    """What torch's own convolution on CPUs computes in; None if it refuses these, or is not known
+    to compute in float32 or bfloat16.
+    """
     single = (torch.float32, torch.bfloat16)
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu"):
         known = x.dtype in single and weight.dtype in single
         return torch.get_autocast_dtype("cpu") if known else None
     return x.dtype if x.dtype == weight.dtype else None
 
 
-def is_faster(x: Tensor, dtype: torch.dtype | None) -> bool:
+def _is_faster(x: Tensor, dtype: torch.dtype | None) -> bool:
     """Whether :func:`winograd_convolution` of x, (B, C, H, W), in ``dtype`` is, and can be used."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     in_bfloat16 = not _FAST_BFLOAT16 and not torch.is_grad_enabled()
     return (
-        x.device.type == "cpu"
-        and _WIDE_VECTORS
+        _WIDE_VECTORS
         and (dtype == torch.float32 or (dtype == torch.bfloat16 and in_bfloat16))
         and x.dim() == 4
         and len(x) * x.shape[2] * x.shape[3] >= FEWEST_PIXELS

@@ -55,8 +55,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def relu(x: Tensor) -> Tensor:
-    """:func:`torch.nn.functional.relu` of what nobody else needs: in place without gradients."""
-    return F.relu(x) if torch.is_grad_enabled() else x.relu_()
+    """:func:`torch.nn.functional.relu` of what nobody else needs: in place.
+
+    With gradients, not of a view, as layers of three dimensions make: all of what it is a view of
+    would be copied for its gradient, and a hook of the layer may forbid it.
+    """
+    if torch.is_grad_enabled() and (torch.compiler.is_compiling() or x._is_view()):
+        return F.relu(x)
+    return x.relu_()
 
 
 class _OneDNNLinear(torch.autograd.Function):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..errors import ConfigError
 from ..memory import MOST_FREE, hand_back_memory
-from .convolution import use_fast_convolutions
+from .convolution import use_cpu_convolutions
 from .criterion import SetCriterion
 from .matcher import HungarianMatcher
 from .postprocessing import instance_inference, panoptic_inference, semantic_inference
@@ -93,7 +93,7 @@ class MaskFormer(nn.Module):
             )
         self.test_precision = PRECISIONS[test_precision]
         self.test_low_memory = test_low_memory
-        use_fast_convolutions(self)
+        use_cpu_convolutions(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..memory import LARGE_BLOCK_IN_TRAINING
-from .linear import Linear
+from .linear import Linear, relu
 from .ms_deform_attn import MSDeformAttn
 from .position_encoding import sine_position_encoding
 
@@ -271,7 +271,7 @@ class MSDeformAttnEncoderLayer(nn.Module):
 
     def feed_forward(self, tokens: Tensor) -> Tensor:
         """(n, C) -> (n, C)."""
-        return self.linear2(self.dropout(F.relu_(self.linear1(tokens))))
+        return self.linear2(self.dropout(relu(self.linear1(tokens))))
 
 
 def _recompute_hidden(tokens: Tensor) -> bool:
@@ -280,13 +280,10 @@ def _recompute_hidden(tokens: Tensor) -> bool:
     On Linux, blocks from ``LARGE_BLOCK_IN_TRAINING`` on go back to the system, which clears them
     whenever they are taken: to compute the channels again takes no longer. Elsewhere it does.
     """
-    size = len(tokens) * FEEDFORWARD_DIM * tokens.element_size()
-    return (
-        torch.is_grad_enabled()
-        and tokens.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and size >= LARGE_BLOCK_IN_TRAINING
-    )
+    if not torch.is_grad_enabled() or tokens.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    size = tokens.shape[0] * FEEDFORWARD_DIM * tokens.element_size()
+    return size >= LARGE_BLOCK_IN_TRAINING
 
 
 def by_tokens(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-// The operators mask2former::winograd_convolution and mask2former::winograd_weight_gradient, see
-// cpu/winograd.h.
+// The operators mask2former::winograd_conv2d and mask2former::winograd_conv2d_weight, the gradient of
+// its weights, see cpu/winograd.h.
 //
 // Letters: B pictures of H x W pixels, C channels in, K out. T is the type in memory; what is
 // transformed is float.
@@ -225,17 +225,17 @@ void convolve(const Tensor& x, const Tensor& weight, const float* bias, bool tra
 
 // x: (B, C, H, W); weight: (K, C, 3, 3), or (C, K, 3, 3) for the gradient of the input, by filters that
 // are turned by 180 degrees; bias: (K). Returns (B, K, H, W), channels last.
-Tensor winograd_convolution(const Tensor& x, const Tensor& weight,
+Tensor winograd_conv2d(const Tensor& x, const Tensor& weight,
                             const std::optional<Tensor>& bias, bool transposed) {
-  check_maps("winograd_convolution", "x", x);
+  check_maps("winograd_conv2d", "x", x);
   const ScalarType type = x.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16,
-                  "winograd_convolution: x must be float32 or bfloat16");
+                  "winograd_conv2d: x must be float32 or bfloat16");
   STD_TORCH_CHECK(
       weight.dim() == 4 && weight.size(!transposed) == x.size(1) &&
           weight.size(transposed) % kPanel == 0 && weight.size(2) == 3 && weight.size(3) == 3 &&
           weight.scalar_type() == type && weight.is_cpu(),
-      "winograd_convolution: weight ", msda::shape_of(weight), " does not fit to x ",
+      "winograd_conv2d: weight ", msda::shape_of(weight), " does not fit to x ",
       msda::shape_of(x), ", or its type or device is another, or the channels are no multiple of ",
       kPanel);
   const int64_t K = weight.size(transposed);
@@ -243,7 +243,7 @@ Tensor winograd_convolution(const Tensor& x, const Tensor& weight,
   if (bias) {
     STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == K && bias->is_cpu() &&
                         bias->scalar_type() == ScalarType::Float,
-                    "winograd_convolution: bias must be ", K, " float32 numbers on the CPU");
+                    "winograd_conv2d: bias must be ", K, " float32 numbers on the CPU");
     const Tensor plain = torch::stable::contiguous(*bias);
     std::copy_n(plain.const_data_ptr<float>(), K, shift.begin());
   }
@@ -260,15 +260,15 @@ Tensor winograd_convolution(const Tensor& x, const Tensor& weight,
 }
 
 // x: (B, C, H, W); grad_output: (B, K, H, W). Returns (3, 3, C, K).
-Tensor winograd_weight_gradient(const Tensor& x, const Tensor& grad_output) {
-  check_maps("winograd_weight_gradient", "x", x);
-  check_maps("winograd_weight_gradient", "grad_output", grad_output);
+Tensor winograd_conv2d_weight(const Tensor& x, const Tensor& grad_output) {
+  check_maps("winograd_conv2d_weight", "x", x);
+  check_maps("winograd_conv2d_weight", "grad_output", grad_output);
   const Maps maps{x.size(0), x.size(2), x.size(3)};
   const int64_t C = x.size(1), K = grad_output.size(1);
   STD_TORCH_CHECK(grad_output.size(0) == maps.B && grad_output.size(2) == maps.H &&
                       grad_output.size(3) == maps.W && x.scalar_type() == ScalarType::Float &&
                       grad_output.scalar_type() == ScalarType::Float,
-                  "winograd_weight_gradient: x ", msda::shape_of(x), " and grad_output ",
+                  "winograd_conv2d_weight: x ", msda::shape_of(x), " and grad_output ",
                   msda::shape_of(grad_output), " must be float32 and of the same pictures");
   const Tensor from = channels_last(x), slope = channels_last(grad_output);
   Tensor out = torch::stable::new_empty(from, {3, 3, C, K});
@@ -303,11 +303,11 @@ Tensor winograd_weight_gradient(const Tensor& x, const Tensor& grad_output) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mask2former, m) {
-  m.def("winograd_convolution(Tensor x, Tensor weight, Tensor? bias, bool transposed) -> Tensor");
-  m.def("winograd_weight_gradient(Tensor x, Tensor grad_output) -> Tensor");
+  m.def("winograd_conv2d(Tensor x, Tensor weight, Tensor? bias, bool transposed) -> Tensor");
+  m.def("winograd_conv2d_weight(Tensor x, Tensor grad_output) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mask2former, CPU, m) {
-  m.impl("winograd_convolution", TORCH_BOX(&winograd_convolution));
-  m.impl("winograd_weight_gradient", TORCH_BOX(&winograd_weight_gradient));
+  m.impl("winograd_conv2d", TORCH_BOX(&winograd_conv2d));
+  m.impl("winograd_conv2d_weight", TORCH_BOX(&winograd_conv2d_weight));
 }

@@ -8,16 +8,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from mask2former.modeling import convolution
-from mask2former.modeling.convolution import FastConv2d, use_fast_convolutions
+from mask2former.modeling.convolution import CPUConv2d, use_cpu_convolutions
 from mask2former_ops import backend, plain, winograd_convolution
 
 compiled = pytest.mark.skipif(backend("cpu").name != "compiled", reason="there is no compiled op")
 SIZE = (16, 18)
 
 
-def layer(channels=32, kernel_size=3, *, padding=1, **options):
-    conv = Conv2d(channels, channels, kernel_size, padding=padding, **options)
-    use_fast_convolutions(conv)
+def layer(channels=32, out_channels=32, kernel_size=3, *, padding=1, **options):
+    conv = Conv2d(channels, out_channels, kernel_size, padding=padding, **options)
+    use_cpu_convolutions(conv)
     return conv
 
 
@@ -48,6 +48,7 @@ def test_the_layer_is_detectron2s(count):
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * other.abs().max().item())
 
 
+@compiled
 @torch.no_grad()
 @pytest.mark.parametrize(
     "options",
@@ -58,6 +59,7 @@ def test_the_layer_is_detectron2s(count):
         {"kernel_size": 1, "padding": 0},
         {"groups": 2},
         {"channels": 30},
+        {"out_channels": 30},
     ],
 )
 def test_others_are_torchs(count, options):
@@ -67,28 +69,46 @@ def test_others_are_torchs(count, options):
     assert not count
 
 
+@compiled
+@torch.no_grad()
+def test_padding_is_zeros_as_in_detectron2(count):
+    conv, x = layer(padding_mode="reflect"), torch.randn(1, 32, *SIZE)
+    expected = Conv2d.forward(conv, x)
+    torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4, check_stride=False)
+    assert len(count) == 1
+
+
 def test_only_detectron2s_change():
     model = nn.Sequential(Conv2d(32, 64, 3), nn.Sequential(layer()), nn.Conv2d(32, 32, 3))
     names = list(model.state_dict())
-    use_fast_convolutions(model)
+    use_cpu_convolutions(model)
     kinds = [type(m) for m in model.modules()]
-    assert kinds.count(FastConv2d) == 2 and kinds.count(nn.Conv2d) == 1
+    assert kinds.count(CPUConv2d) == 2 and kinds.count(nn.Conv2d) == 1
     assert list(model.state_dict()) == names
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("kernel_size", [1, 3])
-def test_a_frozen_batch_norm_scales_the_weights(kernel_size, bias):
-    """Output and gradients are those of the norm after the convolution, in float64."""
+def frozen_norm():
     torch.manual_seed(0)
     norm = FrozenBatchNorm2d(32)
     for buffer in norm.buffers():
         buffer.copy_(torch.rand_like(buffer) + 0.5)
+    return norm
+
+
+@compiled
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    "kernel_size, dtype, tolerance",
+    [(1, torch.float64, 1e-10), (3, torch.float64, 1e-10), (3, torch.float32, 1e-5)],
+)
+def test_a_frozen_batch_norm_scales_the_weights(count, kernel_size, dtype, tolerance, bias):
+    """Output and gradients are those of the norm after the convolution."""
+    norm = frozen_norm()
     options = {"bias": bias, "norm": norm, "activation": F.relu_}
-    conv = layer(kernel_size=kernel_size, padding=kernel_size // 2, **options).double()
+    conv = layer(kernel_size=kernel_size, padding=kernel_size // 2, **options).to(dtype)
     called = []
     norm.register_forward_hook(lambda *_: called.append(norm))
-    x = torch.randn(2, 32, *SIZE, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 32, *SIZE, dtype=dtype, requires_grad=True)
     leaves = [x, *conv.parameters()]
 
     def outcome(forward):
@@ -96,9 +116,34 @@ def test_a_frozen_batch_norm_scales_the_weights(kernel_size, bias):
         return [out, *torch.autograd.grad(out.square().sum(), leaves)]
 
     actual = outcome(conv)
-    assert not called
-    torch.testing.assert_close(actual, outcome(lambda x: Conv2d.forward(conv, x)))
+    assert not called and len(count) == (dtype == torch.float32)
+    for one, other in zip(actual, outcome(lambda x: Conv2d.forward(conv, x)), strict=True):
+        scale = other.abs().max().item()
+        torch.testing.assert_close(one, other, rtol=0, atol=tolerance * scale, check_stride=False)
     assert called
+
+
+@torch.no_grad()
+def test_a_frozen_batch_norm_of_another_type():
+    norm = frozen_norm()
+    x = torch.randn(2, 32, *SIZE)
+    exact = Conv2d.forward(conv := layer(norm=norm), x)
+    conv.bfloat16()
+    conv.norm = norm.float()
+    actual = conv(x.bfloat16())
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.float(), exact, rtol=0, atol=0.02 * exact.abs().max().item())
+
+
+@torch.no_grad()
+def test_other_norms_stay():
+    class Doubled(FrozenBatchNorm2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    conv, x = layer(norm=Doubled(32)), torch.randn(2, 32, *SIZE)
+    expected = Conv2d.forward(conv, x)
+    torch.testing.assert_close(conv(x), expected, rtol=1e-4, atol=1e-4, check_stride=False)
 
 
 @compiled
@@ -155,6 +200,8 @@ def test_the_model_is_the_same(tiny_cfg, monkeypatch, count, norm):
     model = build_model(tiny_cfg)
     images = torch.randn(2, 3, 64, 96)
     decoder = model.sem_seg_head.pixel_decoder
+    assert isinstance(decoder.layer_1, CPUConv2d)
+    assert any(isinstance(m, CPUConv2d) for m in model.backbone.modules())
 
     def outcome(fewest):
         monkeypatch.setattr(convolution, "FEWEST_PIXELS", fewest)

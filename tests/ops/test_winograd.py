@@ -149,10 +149,10 @@ def test_wrong_shapes(x, weight, bias, message):
 
 
 def test_wrong_inputs_of_the_gradient():
-    op = torch.ops.mask2former.winograd_weight_gradient
+    op = torch.ops.mask2former.winograd_conv2d_weight
     for x, grad, message in (
         (torch.zeros(1, 32, 4, 4), torch.zeros(1, 16, 4, 4), "multiple of 32"),
-        (torch.zeros(32, 4, 4), torch.zeros(1, 32, 4, 4), "winograd_weight_gradient: x"),
+        (torch.zeros(32, 4, 4), torch.zeros(1, 32, 4, 4), "winograd_conv2d_weight: x"),
         (torch.zeros(1, 32, 4, 4), torch.zeros(2, 32, 4, 4), "of the same pictures"),
         (torch.zeros(1, 32, 4, 4), torch.zeros(1, 32, 4, 4).bfloat16(), "must be float32"),
     ):
@@ -171,11 +171,23 @@ def test_registration():
     x, weight, bias = operands(1, 32, 64, 6, 5)
     x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
     op = torch.ops.mask2former
-    torch.library.opcheck(op.winograd_convolution, (x, weight, bias, False))
+    torch.library.opcheck(op.winograd_conv2d, (x, weight, bias, False))
     turned = weight.detach().transpose(0, 1).requires_grad_()
-    torch.library.opcheck(op.winograd_convolution, (x, turned, None, True))
+    torch.library.opcheck(op.winograd_conv2d, (x, turned, None, True))
     x, slope = torch.randn(1, 32, 6, 5), torch.randn(1, 64, 6, 5)
-    torch.library.opcheck(op.winograd_weight_gradient, (x, slope))
+    torch.library.opcheck(op.winograd_conv2d_weight, (x, slope))
+
+
+def test_any_number_of_pictures_is_exported():
+    class Module(torch.nn.Module):
+        def forward(self, x, weight):
+            return winograd_convolution(x, weight)
+
+    x, weight, _ = operands(2, 32, 64, 6, 5)
+    sizes = ({0: torch.export.Dim("pictures")}, None)
+    exported = torch.export.export(Module(), (x, weight), dynamic_shapes=sizes).module()
+    x = torch.cat([x, x[:1]])
+    torch.testing.assert_close(exported(x, weight), winograd_convolution(x, weight))
 
 
 def test_what_follows_is_computed_in_its_place():

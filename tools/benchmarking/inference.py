@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mask2former import load_config
+from mask2former.checkpoint import load_weights
 from mask2former.config import adapt_to_machine
 from mask2former.errors import positive
 from mask2former.modeling.cuda_graphs import CudaGraphs
@@ -63,9 +64,12 @@ def run(args: argparse.Namespace, report: Report) -> None:
     model, inputs = model_and_inputs(cfg, args)
     state = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
     if not on_gpu:  # that of a process, which has to be its own
-        memory, low_memory = (
-            memory_of_inference(cfg, args, state, inputs, low) for low in (False, True)
-        )
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, "weights.pth")
+            torch.save({"model": state}, path)
+            memory, low_memory = (
+                memory_of_inference(cfg, args, path, low) for low in (False, True)
+            )
     prepare_for_inference(model, cfg.TEST.COMPILE)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
@@ -104,12 +108,16 @@ def model_and_inputs(
     cfg: CfgNode, args: argparse.Namespace
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     torch.manual_seed(0)
-    height, width = args.size
-    picture = {"image": (torch.rand(3, height, width) * 255).byte()}
-    inputs = [picture | {"height": height, "width": width}] * args.batch
+    inputs = random_inputs(args)
     model = build_model(cfg).eval().requires_grad_(False)  # the counter follows gradients
     make_sure(model, inputs)
     return model, inputs
+
+
+def random_inputs(args: argparse.Namespace) -> list[dict[str, Any]]:
+    height, width = args.size
+    picture = {"image": (torch.rand(3, height, width) * 255).byte()}
+    return [picture | {"height": height, "width": width}] * args.batch
 
 
 class Memory(NamedTuple):
@@ -117,35 +125,27 @@ class Memory(NamedTuple):
     ms: Timing
 
 
-def memory_of_inference(
-    cfg: CfgNode,
-    args: argparse.Namespace,
-    state: dict[str, Tensor],
-    inputs: list[dict[str, Any]],
-    low: bool,
-) -> Memory:
-    """Of a process that loads the weights from a file and does nothing else, with
-    ``TEST.LOW_MEMORY`` or as the config has it.
+def memory_of_inference(cfg: CfgNode, args: argparse.Namespace, weights: Path, low: bool) -> Memory:
+    """Of a process that loads the weights and does nothing else.
+
+    Args:
+        low: with ``TEST.LOW_MEMORY``; otherwise as the config has it.
     """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.TEST.LOW_MEMORY = cfg.TEST.LOW_MEMORY or low
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, "weights.pt")
-        torch.save(state, path)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(_memory_here, (cfg, args, path, inputs))
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_memory_here, (cfg, args, weights))
 
 
 @torch.no_grad()
-def _memory_here(
-    cfg: CfgNode, args: argparse.Namespace, weights: Path, inputs: list[dict[str, Any]]
-) -> Memory:
+def _memory_here(cfg: CfgNode, args: argparse.Namespace, weights: Path) -> Memory:
     adapt_to_machine(cfg)
     if args.threads:
         torch.set_num_threads(args.threads)
     model = build_model(cfg).eval().requires_grad_(False)
-    model.load_state_dict(torch.load(weights))
+    load_weights(model, str(weights), complete=True)
+    inputs = random_inputs(args)
     prepare_for_inference(model, cfg.TEST.COMPILE)
     ms = measure(lambda: model(inputs), args.repeats, cfg.MODEL.DEVICE)
     return Memory(peak_memory(cfg.MODEL.DEVICE), ms)
