@@ -59,6 +59,7 @@ def training_steps(
         losses.append(loss.item())
         times.append(synchronize(device))
         loss.backward()
+        del loss  # and its graph, which a trainer does not keep until the next step either
         times.append(synchronize(device))
         optimizer.step()
         optimizer.zero_grad()

@@ -76,6 +76,8 @@ def measure_steps(
     """Times, peak memory and the loss of the first step, of the model ``kind``."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    if kind == "here":
+        adapt_to_machine(cfg)  # as in tools/train_net.py: it is about this process's memory, too
     torch.manual_seed(0)
     device = cfg.MODEL.DEVICE
     model = build_model(cfg).train()
