@@ -7,6 +7,8 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
+from mask2former import memory
+from mask2former.config import adapt_to_machine
 from mask2former.memory import MOST_FREE
 from mask2former.modeling import fusion, meta_arch
 from mask2former.modeling.fusion import prepare_for_inference
@@ -17,12 +19,14 @@ from mask2former.modeling.fusion import prepare_for_inference
 def test_low_memory(low, monkeypatch, tiny_cfg):
     """Freed memory is kept, or handed back before results take theirs; the results are the same."""
     calls, kept = [], []
-    monkeypatch.setattr(fusion, "hand_back_memory", lambda: calls.append(folded()))
     monkeypatch.setattr(meta_arch, "hand_back_memory", calls.append)
     monkeypatch.setattr(fusion, "keep_freed_memory", lambda *args, **kwargs: kept.append(args))
     tiny_cfg.TEST.LOW_MEMORY = low
     model = build_model(tiny_cfg).eval()
-    folded = lambda: type(model.sem_seg_head.pixel_decoder.mask_features).__name__  # noqa: E731
+    decoder = model.sem_seg_head.pixel_decoder
+    monkeypatch.setattr(
+        fusion, "hand_back_memory", lambda: calls.append(type(decoder.mask_features))
+    )
     inputs = [{"image": torch.randint(0, 256, (3, 64, 64))}]
     expected = model(inputs)[0]["sem_seg"]
     calls.clear()
@@ -30,7 +34,7 @@ def test_low_memory(low, monkeypatch, tiny_cfg):
     assert kept == [(128 << 10,) if low else ()]
     torch.testing.assert_close(model(inputs)[0]["sem_seg"], expected, rtol=1e-4, atol=1e-4)
     # Once prepared, after the network, before instances.
-    assert calls == ["Identity", *([0, 0] if low else [MOST_FREE, MOST_FREE])]
+    assert calls == [torch.nn.Identity, *([0, 0] if low else [MOST_FREE, MOST_FREE])]
 
 
 def test_what_inference_does_not_need_is_not_imported():
@@ -58,8 +62,7 @@ from mask2former.memory import ALL_OF_IT, LARGE_BLOCK_IN_TRAINING, keep_freed_me
 if sys.argv[1] == "inference":
     keep_freed_memory()
 else:
-    kept = ALL_OF_IT if sys.argv[1] == "training" else 64 << 20
-    keep_freed_memory(kept, large_block=LARGE_BLOCK_IN_TRAINING)
+    keep_freed_memory(ALL_OF_IT, large_block=LARGE_BLOCK_IN_TRAINING)
 block, count = map(int, sys.argv[2:])
 faults = []
 for _ in range(6):
@@ -91,9 +94,17 @@ def test_freed_memory_is_kept_unless_the_environment_says_otherwise():
     assert cleared("inference", *blocks) < 0.25
     assert cleared("inference", *blocks, MALLOC_MMAP_THRESHOLD_="1000000") > 0.5
     assert cleared("training", *blocks) > 0.5  # too large
-    small = (20_000_000, 20)
-    assert cleared("training", *small) < 0.25
-    assert cleared("64 MB", *small) > 0.5
+    assert cleared("training", 20_000_000, 20) < 0.25
+
+
+def test_training_never_hands_back_the_end_of_the_heap(monkeypatch, tiny_cfg):
+    for name in ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    calls = []
+    monkeypatch.setattr(memory, "_call_library", lambda *call: calls.append(call) or 1)
+    adapt_to_machine(tiny_cfg)
+    mmap_threshold, trim_threshold = -3, -1  # as malloc.h numbers them; -1 stands for no limit
+    assert calls == [("mallopt", mmap_threshold, 48 << 20), ("mallopt", trim_threshold, -1)]
 
 
 BETWEEN = """

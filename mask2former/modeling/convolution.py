@@ -42,8 +42,8 @@ def use_cpu_convolutions(module: nn.Module) -> None:
     """Make every convolution of Detectron2 in it a :class:`CPUConv2d`, in place.
 
     Its parameters, their names, and its hooks stay. On CPUs, hooks of a frozen batch norm are not
-    called, and those by Winograd have no forward-mode gradients. ``torch.jit.script`` does not
-    take them; ``torch.jit.trace`` and exports do.
+    called, and a convolution by Winograd has no forward-mode gradients. ``torch.jit.script`` takes
+    none of them; ``torch.jit.trace`` and exports do.
     """
     for conv in module.modules():
         if type(conv) is Conv2d:
@@ -51,7 +51,10 @@ def use_cpu_convolutions(module: nn.Module) -> None:
 
 
 def _folded(weight: Tensor, bias: Tensor | None, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution and its norm together: equal up to rounding."""
+    """Weight and bias of the convolution and its norm together: equal up to rounding.
+
+    torch's ``fuse_conv_bn_weights`` makes new parameters, which no gradient goes through.
+    """
     exact = torch.promote_types(norm.weight.dtype, torch.float32)
     shift, mean, variance = (x.to(exact) for x in (norm.bias, norm.running_mean, norm.running_var))
     scale = norm.weight.to(exact) * (variance + norm.eps).rsqrt()

@@ -225,8 +225,8 @@ void convolve(const Tensor& x, const Tensor& weight, const float* bias, bool tra
 
 // x: (B, C, H, W); weight: (K, C, 3, 3), or (C, K, 3, 3) for the gradient of the input, by filters that
 // are turned by 180 degrees; bias: (K). Returns (B, K, H, W), channels last.
-Tensor winograd_conv2d(const Tensor& x, const Tensor& weight,
-                            const std::optional<Tensor>& bias, bool transposed) {
+Tensor winograd_conv2d(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                       bool transposed) {
   check_maps("winograd_conv2d", "x", x);
   const ScalarType type = x.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16,
