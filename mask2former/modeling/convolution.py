@@ -34,7 +34,10 @@ class CPUConv2d(Conv2d):
             x = winograd_convolution(x.to(dtype), weight.to(dtype), bias)
         else:
             x = F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        x = x if norm is None else norm(x)
+        if type(norm) is nn.GroupNorm and _can_be_in_place(x):
+            x = group_norm_(x, norm)
+        elif norm is not None:
+            x = norm(x)
         return x if self.activation is None else self.activation(x)
 
 
@@ -63,11 +66,39 @@ def _folded(weight: Tensor, bias: Tensor | None, norm: FrozenBatchNorm2d) -> tup
     return folded[0].to(weight.dtype), folded[1].to(weight.dtype)
 
 
+def group_norm_(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """``norm`` of x, (B, C, H, W), in place; torch's own writes the largest maps of all anew."""
+    per_channel = [torch.batch_norm_update_stats(picture[None], None, None, 0.0) for picture in x]
+    grouped = [
+        torch.stack(values).view(len(x), norm.num_groups, -1) for values in zip(*per_channel)
+    ]
+    means, variances = grouped
+    mean = means.mean(-1, keepdim=True)
+    variance = (variances + (means - mean).square()).mean(-1, keepdim=True)
+    scale = (variance + norm.eps).rsqrt()
+    shift = -mean * scale
+    if norm.affine:
+        weight, bias = (y.view(norm.num_groups, -1) for y in (norm.weight, norm.bias))
+        scale, shift = weight * scale, bias + weight * shift
+    scale, shift = (y.expand_as(means).reshape(*x.shape[:2], 1, 1) for y in (scale, shift))
+    return torch.addcmul(shift, x, scale, out=x)
+
+
 def _can_be_by_winograd(conv: Conv2d) -> bool:
     return (
         (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
         and (conv.dilation, conv.groups) == ((1, 1), 1)
         and not (conv.in_channels % CHANNELS or conv.out_channels % CHANNELS)
+    )
+
+
+def _can_be_in_place(x: Tensor) -> bool:
+    """Whether nobody has to see :func:`group_norm_`, which is for float32."""
+    return (
+        x.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
     )
 
 

@@ -79,10 +79,11 @@ def fuse_batch_norm(model: nn.Module) -> nn.Module:
     for conv in model.modules():
         norm = getattr(conv, "norm", None)
         if isinstance(conv, Conv2d) and isinstance(norm, _BATCH_NORMS):
-            conv.weight, conv.bias = fuse_conv_bn_weights(
+            weight, conv.bias = fuse_conv_bn_weights(
                 *(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps),
                 *(norm.weight, norm.bias),
             )
+            conv.weight.copy_(weight)  # a new one for each would leave holes all over the heap
             conv.norm = None
     return model
 

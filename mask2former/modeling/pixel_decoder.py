@@ -292,7 +292,14 @@ def by_tokens(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if on_gpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*inputs)
     chunks = zip(*(x.split(TOKENS_IN_CACHE, dim=1) for x in inputs))
-    return torch.cat([function(*chunk) for chunk in chunks], dim=1)
+    first = function(*next(chunks))
+    # To keep all results until they are joined would leave holes between them in the heap.
+    joined = first.new_empty(*inputs[0].shape[:2], *first.shape[2:])
+    places = iter(joined.split(TOKENS_IN_CACHE, dim=1))
+    next(places).copy_(first)
+    for place, chunk in zip(places, chunks):
+        place.copy_(function(*chunk))
+    return joined
 
 
 def pixel_centres(height: int, width: int, *, device: torch.device) -> Tensor:
