@@ -20,7 +20,8 @@ class CPUConv2d(Conv2d):
     """Detectron2's convolution, its norm and its activation; on CPUs, with less work.
 
     There a frozen batch norm scales the weights, not the output, which is far more memory to go
-    through; and 3x3 convolutions with a padding of 1 are by Winograd where that is faster.
+    through; a group norm writes over the output in inference; and 3x3 convolutions with a padding
+    of 1 are by Winograd where that is faster.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,8 +46,9 @@ def use_cpu_convolutions(module: nn.Module) -> None:
     """Make every convolution of Detectron2 in it a :class:`CPUConv2d`, in place.
 
     Its parameters, their names, and its hooks stay. On CPUs, hooks of a frozen batch norm are not
-    called, and a convolution by Winograd has no forward-mode gradients. ``torch.jit.script`` takes
-    none of them; ``torch.jit.trace`` and exports do.
+    called, nor those of a group norm in inference, and a convolution by Winograd has no
+    forward-mode gradients. ``torch.jit.script`` takes none of them; ``torch.jit.trace`` and
+    exports do.
     """
     for conv in module.modules():
         if type(conv) is Conv2d:
@@ -67,21 +69,19 @@ def _folded(weight: Tensor, bias: Tensor | None, norm: FrozenBatchNorm2d) -> tup
 
 
 def group_norm_(x: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """``norm`` of x, (B, C, H, W), in place; torch's own writes the largest maps of all anew."""
-    per_channel = [torch.batch_norm_update_stats(picture[None], None, None, 0.0) for picture in x]
-    grouped = [
-        torch.stack(values).view(len(x), norm.num_groups, -1) for values in zip(*per_channel)
-    ]
-    means, variances = grouped
+    """``norm`` of x, (B, C, H, W), in place: torch's own takes as much memory again."""
+    # Of each channel: two passes that torch has no other name for, and no loss of precision.
+    statistics = [torch.batch_norm_update_stats(y[None], None, None, 0.0) for y in x]
+    means, variances = (
+        torch.stack(y).unflatten(1, (norm.num_groups, -1)) for y in zip(*statistics)
+    )
     mean = means.mean(-1, keepdim=True)
     variance = (variances + (means - mean).square()).mean(-1, keepdim=True)
-    scale = (variance + norm.eps).rsqrt()
-    shift = -mean * scale
+    scale = (variance + norm.eps).rsqrt().expand_as(means).flatten(1)
+    shift = (-mean).expand_as(means).flatten(1) * scale
     if norm.affine:
-        weight, bias = (y.view(norm.num_groups, -1) for y in (norm.weight, norm.bias))
-        scale, shift = weight * scale, bias + weight * shift
-    scale, shift = (y.expand_as(means).reshape(*x.shape[:2], 1, 1) for y in (scale, shift))
-    return torch.addcmul(shift, x, scale, out=x)
+        scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
+    return torch.addcmul(shift[..., None, None], x, scale[..., None, None], out=x)
 
 
 def _can_be_by_winograd(conv: Conv2d) -> bool:
@@ -96,6 +96,7 @@ def _can_be_in_place(x: Tensor) -> bool:
     """Whether nobody has to see :func:`group_norm_`, which is for float32."""
     return (
         x.dtype == torch.float32
+        and x.numel() > 0
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()

@@ -50,3 +50,20 @@ def test_nothing_is_recomputed_without_gradients(monkeypatch):
     x = torch.randn(1, TOKENS, 32)
     with torch.no_grad():
         assert encoder_layer(0.2).eval().after_attention(x, x).shape == x.shape
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 16, 40])
+def test_tokens_are_joined_in_order_and_type(monkeypatch, tokens, dtype):
+    monkeypatch.setattr(pixel_decoder, "TOKENS_IN_CACHE", 16)
+    chunks = []
+
+    def function(x, y):
+        chunks.append(x.shape[1])
+        return x + 2 * y
+
+    x, y = torch.randn(2, tokens, 3), torch.randn(2, tokens, 3, dtype=dtype)
+    joined = pixel_decoder.by_tokens(function, x, y)
+    torch.testing.assert_close(joined, x + 2 * y)  # of the same type, too
+    assert sum(chunks) == tokens and max(chunks) <= 16
