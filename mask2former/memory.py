@@ -12,23 +12,23 @@ import os
 # pictures of 1024 x 1024 have tokens of 42 MB; versions before 2.35 keep blocks of 32 MB at most.
 LARGE_BLOCK_IN_TRAINING = 48 << 20
 ALL_OF_IT = -1  # at the end of the heap: each step of training takes it again
-KEPT_IN_INFERENCE = 1 << 30  # what computes one picture
+KEPT_IN_INFERENCE = 1 << 30  # the network and the results of one picture
 MOST_FREE = 3 << 29  # what is free between blocks in use, beyond that
-LARGE_RESULT = 256 << 20  # never fits in between; takes the place of all that is free
 
 
-def keep_freed_memory(kept: int = KEPT_IN_INFERENCE, *, large_block: int = LARGE_RESULT) -> None:
+def keep_freed_memory(kept: int = KEPT_IN_INFERENCE, *, large_block: int | None = None) -> None:
     """Let the process keep what is freed. Limits that the environment sets stay.
 
     Args:
         kept: bytes of it at the end of the heap, see :func:`hand_back_memory`, or ``ALL_OF_IT``;
             the library's own limit is some tens of megabytes here.
-        large_block: bytes from which a block is not kept; less where the library has a limit.
+        large_block: bytes from which a block is not kept; None: ``kept``, as far as the library
+            can.
     """
     names = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
     if any(name in os.environ for name in names):
         return
-    if not _call_library("mallopt", -3, large_block):  # M_MMAP_THRESHOLD
+    if not _call_library("mallopt", -3, large_block or kept):  # M_MMAP_THRESHOLD
         _call_library("mallopt", -3, 32 << 20)
     _call_library("mallopt", -1, kept)  # M_TRIM_THRESHOLD
 

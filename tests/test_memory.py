@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 
 from mask2former import memory
 from mask2former.config import adapt_to_machine
-from mask2former.memory import LARGE_RESULT, MOST_FREE
+from mask2former.memory import MOST_FREE
 from mask2former.modeling import fusion, meta_arch
 from mask2former.modeling.fusion import prepare_for_inference
 
@@ -33,28 +33,8 @@ def test_low_memory(low, monkeypatch, tiny_cfg):
     prepare_for_inference(model)
     assert kept == [(128 << 10,) if low else ()]
     torch.testing.assert_close(model(inputs)[0]["sem_seg"], expected, rtol=1e-4, atol=1e-4)
-    # Once prepared, after the network, before semantic scores, before instances.
-    assert calls == [torch.nn.Identity, *[0 if low else MOST_FREE] * 3]
-
-
-@torch.no_grad()
-def test_large_results_take_what_is_free(monkeypatch, tiny_cfg):
-    """All that is free is handed back before semantic scores that are large, and after."""
-    calls = []
-    monkeypatch.setattr(meta_arch, "hand_back_memory", calls.append)
-    model = build_model(tiny_cfg).eval()
-    classes = tiny_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    monkeypatch.setattr(meta_arch, "LARGE_RESULT", 4 * classes * 64 * 64)
-    picture = torch.randint(0, 256, (3, 64, 64))
-    model([{"image": picture, "height": 64, "width": 63}])
-    assert calls == [MOST_FREE] * 3
-    calls.clear()
-    model([{"image": picture}])
-    assert calls == [MOST_FREE, 0, 0]
-    calls.clear()
-    model.semantic_on = False
-    model([{"image": picture}])
-    assert calls == [MOST_FREE] * 3
+    # Once prepared, after the network, before instances.
+    assert calls == [torch.nn.Identity, *([0, 0] if low else [MOST_FREE, MOST_FREE])]
 
 
 def test_what_inference_does_not_need_is_not_imported():
@@ -110,7 +90,6 @@ def test_freed_memory_is_kept_unless_the_environment_says_otherwise():
 
     if not hasattr(ctypes.CDLL(None), "mallinfo2"):
         pytest.skip("a GNU C library from before 2.33 keeps no blocks of this size")
-    assert cleared("inference", LARGE_RESULT, 1) > 0.5
     blocks = (60_000_000, 10)
     assert cleared("inference", *blocks) < 0.25
     assert cleared("inference", *blocks, MALLOC_MMAP_THRESHOLD_="1000000") > 0.5

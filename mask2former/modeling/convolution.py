@@ -20,8 +20,8 @@ class CPUConv2d(Conv2d):
     """Detectron2's convolution, its norm and its activation; on CPUs, with less work.
 
     There a frozen batch norm scales the weights, not the output, which is far more memory to go
-    through; a group norm writes over the output in inference; and 3x3 convolutions with a padding
-    of 1 are by Winograd where that is faster.
+    through; a group norm writes over the output in inference in float32; and 3x3 convolutions with
+    a padding of 1 are by Winograd where that is faster.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def _folded(weight: Tensor, bias: Tensor | None, norm: FrozenBatchNorm2d) -> tup
 
 def group_norm_(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     """``norm`` of x, (B, C, H, W), in place: torch's own takes as much memory again."""
-    # Of each channel: two passes that torch has no other name for, and no loss of precision.
+    # Of each channel, in two passes: squares of large means do not cancel.
     statistics = [torch.batch_norm_update_stats(y[None], None, None, 0.0) for y in x]
     means, variances = (
         torch.stack(y).unflatten(1, (norm.num_groups, -1)) for y in zip(*statistics)
@@ -93,9 +93,11 @@ def _can_be_by_winograd(conv: Conv2d) -> bool:
 
 
 def _can_be_in_place(x: Tensor) -> bool:
-    """Whether nobody has to see :func:`group_norm_`, which is for float32."""
+    """Whether :func:`group_norm_` can be used: on numbers, in float32, without gradients."""
     return (
-        x.dtype == torch.float32
+        type(x) is Tensor  # analysis.py has tensors without numbers
+        and x.dtype == torch.float32
+        and x.dim() == 4
         and x.numel() > 0
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()

@@ -75,7 +75,10 @@ def compile_parts(model: nn.Module, **options: Any) -> None:
 
 @torch.no_grad()
 def fuse_batch_norm(model: nn.Module) -> nn.Module:
-    """Fold the batch norms of a model into its convolutions, in place: equal up to rounding."""
+    """Fold the batch norms of a model into its convolutions, in place: equal up to rounding.
+
+    The numbers of their weights change, not the parameters: no two of them may share one.
+    """
     for conv in model.modules():
         norm = getattr(conv, "norm", None)
         if isinstance(conv, Conv2d) and isinstance(norm, _BATCH_NORMS):

@@ -3,7 +3,6 @@
 Shapes: B pictures; (H, W) the padded batch; (h, w) a picture before padding; Q queries; K classes.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ConfigError
-from ..memory import LARGE_RESULT, MOST_FREE, hand_back_memory
+from ..memory import MOST_FREE, hand_back_memory
 from .convolution import use_cpu_convolutions
 from .criterion import SetCriterion
 from .matcher import HungarianMatcher
@@ -190,13 +189,10 @@ class MaskFormer(nn.Module):
         with self.autocast():
             return self.sem_seg_head(self.backbone(images))
 
-    def _tidy(self, wanted: int = 0) -> None:
-        """On a CPU, hand back memory that is free: an excess; all of it if memory is scarce, or
-        ``wanted`` bytes, of one result, are many.
-        """
+    def _tidy(self) -> None:
+        """On a CPU, hand back memory that is free: all of it if it is scarce, else an excess."""
         if self.device.type == "cpu":
-            all_of_it = self.test_low_memory or wanted >= LARGE_RESULT
-            hand_back_memory(0 if all_of_it else MOST_FREE)
+            hand_back_memory(0 if self.test_low_memory else MOST_FREE)
 
     def autocast(self) -> AbstractContextManager:
         """What inference runs in: nothing, or the autocast of ``TEST.PRECISION``."""
@@ -229,8 +225,6 @@ class MaskFormer(nn.Module):
         class_logits, mask_logits = prediction.class_logits, prediction.mask_logits
         resize = prediction.resize_to(output_size)
         result: dict[str, Any] = {}
-        wanted = 4 * (class_logits.shape[-1] - 1) * math.prod(output_size) * self.semantic_on
-        self._tidy(wanted)
         if self.semantic_on:
             result["sem_seg"] = self.semantic_scores(prediction, output_size).whole()
         if self.panoptic_on:
@@ -242,7 +236,7 @@ class MaskFormer(nn.Module):
                 object_mask_threshold=self.object_mask_threshold,
                 overlap_threshold=self.overlap_threshold,
             )
-        self._tidy(wanted)
+        self._tidy()
         if self.instance_on:
             result["instances"] = instance_inference(
                 class_logits,

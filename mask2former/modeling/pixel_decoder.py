@@ -288,17 +288,16 @@ def _recompute_hidden(tokens: Tensor) -> bool:
 
 def by_tokens(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """``function`` of (B, S, ...) tensors, as many tokens at a time as stay in a CPU's cache."""
-    on_gpu = inputs[0].device.type != "cpu"
-    if on_gpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if inputs[0].device.type != "cpu" or torch.is_grad_enabled() or recorded:
         return function(*inputs)
-    chunks = zip(*(x.split(TOKENS_IN_CACHE, dim=1) for x in inputs))
-    first = function(*next(chunks))
-    # To keep all results until they are joined would leave holes between them in the heap.
-    joined = first.new_empty(*inputs[0].shape[:2], *first.shape[2:])
-    places = iter(joined.split(TOKENS_IN_CACHE, dim=1))
-    next(places).copy_(first)
-    for place, chunk in zip(places, chunks):
-        place.copy_(function(*chunk))
+    joined = None
+    for start in range(0, inputs[0].shape[1], TOKENS_IN_CACHE):
+        part = slice(start, start + TOKENS_IN_CACHE)
+        result = function(*(x[:, part] for x in inputs))
+        if joined is None:  # a list of the results would leave holes between them in the heap
+            joined = result.new_empty(*inputs[0].shape[:2], *result.shape[2:])
+        joined[:, part] = result
     return joined
 
 

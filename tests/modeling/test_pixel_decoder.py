@@ -61,9 +61,9 @@ def test_tokens_are_joined_in_order_and_type(monkeypatch, tokens, dtype):
 
     def function(x, y):
         chunks.append(x.shape[1])
-        return x + 2 * y
+        return (x + 2 * y)[..., :2]
 
-    x, y = torch.randn(2, tokens, 3), torch.randn(2, tokens, 3, dtype=dtype)
+    x, y = torch.randn(2, tokens, 3, dtype=dtype), torch.randn(2, tokens, 3)
     joined = pixel_decoder.by_tokens(function, x, y)
-    torch.testing.assert_close(joined, x + 2 * y)  # of the same type, too
+    torch.testing.assert_close(joined, (x + 2 * y)[..., :2])  # of the same type, too
     assert sum(chunks) == tokens and max(chunks) <= 16
