@@ -144,11 +144,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
             return self._forward(features)
 
     def _forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-        sources = [
-            projection(features[name])
-            for name, projection in zip(self.encoded_features, self.input_proj, strict=True)
-        ]
-        pyramid = self.transformer(sources)
+        projected = zip(self.encoded_features, self.input_proj, strict=True)
+        pyramid = self.transformer([project(features[name]) for name, project in projected])
         for name, number in zip(self.fpn_features, self._fpn_numbers, strict=True):
             lateral = getattr(self, f"adapter_{number}")(features[name])
             above = F.interpolate(
