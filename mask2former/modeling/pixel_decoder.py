@@ -285,8 +285,9 @@ def _recompute_hidden(tokens: Tensor) -> bool:
 
 def by_tokens(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """``function`` of (B, S, ...) tensors, as many tokens at a time as stay in a CPU's cache."""
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if inputs[0].device.type != "cpu" or torch.is_grad_enabled() or recorded:
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # sizes are not looked at
+    at_once = recorded or torch.is_grad_enabled() or inputs[0].device.type != "cpu"
+    if at_once or inputs[0].shape[1] <= TOKENS_IN_CACHE:
         return function(*inputs)
     joined = None
     for start in range(0, inputs[0].shape[1], TOKENS_IN_CACHE):

@@ -54,7 +54,7 @@ def test_nothing_is_recomputed_without_gradients(monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [1, 16, 40])
+@pytest.mark.parametrize("tokens", [0, 1, 16, 40])
 def test_tokens_are_joined_in_order_and_type(monkeypatch, tokens, dtype):
     monkeypatch.setattr(pixel_decoder, "TOKENS_IN_CACHE", 16)
     chunks = []
